@@ -1,0 +1,190 @@
+"""What a file's container says before a codec sees it: is it complete, how many frames, how large.
+
+The codecs forgive some truncations (a PNG without its end, an animation cut in a later frame) and some allocate the
+whole canvas on opening (WebP), so these walks come first. They read a few bytes for each block and allocate nothing.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+
+from thumbnailer import problems
+
+HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
+AVIF_BRANDS = {b"avif", b"avis"}
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF")
+
+
+@dataclass(frozen=True)
+class Container:
+    """A complete container: frames and canvas size where the walk finds them out, else None for the codec to say."""
+
+    frames: int | None = None
+    size: tuple[int, int] | None = None
+    exif: bytes | None = None
+
+
+def picture_format(data: bytes) -> str:
+    """The format's name, one of FORMATS, by the file's first bytes; raises `unsupported-format`."""
+    start = data[:16]
+    if start.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if start.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+        return "WEBP"
+    if start[:6] in (b"GIF87a", b"GIF89a"):
+        return "GIF"
+    if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "TIFF"
+    if start[:2] == b"BM":
+        return "BMP"
+    if start[4:8] == b"ftyp":
+        # A file type box holds the main brand, a version, then compatible brands; many encoders put the general `mif1`
+        # first and say only among the compatible ones which codec it is. 256 bytes hold more brands than any writes.
+        box = data[8 : min(int.from_bytes(start[:4], "big"), 256)]
+        brands = {box[i : i + 4] for i in range(0, len(box), 4) if i != 4}
+        if brands & AVIF_BRANDS:
+            return "AVIF"
+        if brands & HEIF_BRANDS:
+            return "HEIF"
+    found = f"the bytes {start[:12].hex(' ')}" if data else "nothing: it is empty"
+    raise problems.unsupported(found, ", ".join(FORMATS))
+
+
+def examine(name: str, data: bytes, frame_limit: int) -> Container:
+    """What the container of the format `name` tells; raises `image-truncated`, `image-corrupt`, `too-many-frames`.
+
+    Walks stop at `frame_limit`, so that a file of a million empty frames costs no more than one at the limit.
+    """
+    try:
+        match name:
+            case "PNG":
+                return _png(data)
+            case "GIF":
+                return _gif(data, frame_limit)
+            case "WEBP":
+                return _webp(data)
+            case "TIFF":
+                return _tiff(data, frame_limit)
+            case "AVIF" | "HEIF":
+                return _iso_media(name, data)
+            case "JPEG":
+                # The further pictures of a multi-picture JPEG are previews and gain maps of the first.
+                return Container(frames=1)
+            case _:
+                return Container()
+    except (struct.error, IndexError) as exc:
+        # Every walk reads forward, so the only way to read past the end is that the end comes too early.
+        raise problems.truncated(name, f"it ends at byte {len(data)}, inside a block") from exc
+
+
+def _png(data: bytes) -> Container:
+    view = memoryview(data)
+    frames, exif, at = 1, None, 8
+    while True:
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 8 + length
+        (expected,) = struct.unpack_from(">I", data, end)
+        if zlib.crc32(view[at + 4 : end]) != expected:
+            raise problems.corrupt("PNG", f"the checksum of its {kind!r} chunk at byte {at} is wrong")
+        if kind == b"acTL":
+            (frames,) = struct.unpack_from(">I", data, at + 8)
+        elif kind == b"eXIf":
+            exif = data[at + 8 : end]
+        elif kind == b"IEND":
+            return Container(frames=max(1, frames), exif=exif)
+        at = end + 4
+
+
+def _gif(data: bytes, frame_limit: int) -> Container:
+    width, height, flags = struct.unpack_from("<HHB", data, 6)
+    frames, at = 0, 13 + _colour_table_bytes(flags)
+    # Many old encoders leave the trailer out: the end is only too early inside a block.
+    while at < len(data) and data[at] != 0x3B:
+        if data[at] == 0x2C:
+            frames += 1
+            if frames > frame_limit:
+                raise problems.too_many_frames(frames, frame_limit)
+            at += 11 + _colour_table_bytes(data[at + 9])
+        elif data[at] == 0x21:
+            at += 2
+        else:
+            if frames:
+                break  # the codecs, too, take unknown bytes behind a frame for the end
+            raise problems.corrupt("GIF", f"there is no block at byte {at}")
+        while data[at]:
+            at += 1 + data[at]
+        at += 1
+    if not frames:
+        raise problems.truncated("GIF", f"it ends at byte {len(data)}, before its first frame")
+    return Container(frames=frames, size=(width, height))
+
+
+def _colour_table_bytes(flags: int) -> int:
+    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
+
+
+def _webp(data: bytes) -> Container:
+    end = 8 + struct.unpack_from("<I", data, 4)[0]
+    if len(data) < end:
+        raise problems.truncated("WEBP", f"it has {len(data)} bytes and says that there are {end}")
+    size, frames, at = None, 0, 12
+    while at + 8 <= end:
+        kind, length = struct.unpack_from("<4sI", data, at)
+        payload = at + 8
+        if kind == b"VP8X" and size is None:
+            extents = data[payload + 4 : payload + 10]
+            size = int.from_bytes(extents[:3], "little") + 1, int.from_bytes(extents[3:], "little") + 1
+        elif kind == b"VP8 " and size is None:
+            width, height = struct.unpack_from("<HH", data, payload + 6)
+            size = width & 0x3FFF, height & 0x3FFF
+        elif kind == b"VP8L" and size is None:
+            (bits,) = struct.unpack_from("<I", data, payload + 1)
+            size = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        elif kind == b"ANMF":
+            frames += 1
+        at = payload + length + (length & 1)
+    if size is None:
+        raise problems.corrupt("WEBP", "it holds no picture")
+    return Container(frames=max(1, frames), size=size)
+
+
+def _tiff(data: bytes, frame_limit: int) -> Container:
+    order = "<" if data[:2] == b"II" else ">"
+    is_big = data[2:4] in (b"+\0", b"\0+")
+    offset, count, entry_bytes = ("Q", "Q", 20) if is_big else ("I", "H", 12)
+    seen: set[int] = set()
+    (at,) = struct.unpack_from(order + offset, data, 8 if is_big else 4)
+    while at:
+        if at in seen:
+            raise problems.corrupt("TIFF", f"its page directory at byte {at} refers to itself in a circle")
+        if at >= len(data):
+            raise problems.truncated("TIFF", f"it has {len(data)} bytes and a page directory at byte {at}")
+        seen.add(at)
+        if len(seen) > frame_limit:
+            raise problems.too_many_frames(len(seen), frame_limit)
+        (entries,) = struct.unpack_from(order + count, data, at)
+        at += struct.calcsize(order + count) + entries * entry_bytes
+        (at,) = struct.unpack_from(order + offset, data, at)
+    if not seen:
+        raise problems.corrupt("TIFF", "it holds no page")
+    return Container(frames=len(seen))
+
+
+def _iso_media(name: str, data: bytes) -> Container:
+    at = 0
+    while at + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        if length == 1:
+            (length,) = struct.unpack_from(">Q", data, at + 8)
+        elif length == 0:
+            break  # the last box, as long as the file
+        if length < 8:
+            raise problems.corrupt(name, f"its box {kind!r} at byte {at} has the impossible length {length}")
+        at += length
+        if at > len(data):
+            raise problems.truncated(name, f"it has {len(data)} bytes and its box {kind!r} ends at byte {at}")
+    return Container()

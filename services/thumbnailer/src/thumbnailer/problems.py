@@ -1,0 +1,124 @@
+"""Why a picture was refused: for good, because the next try would meet the same bytes."""
+
+from __future__ import annotations
+
+
+class PictureProblem(Exception):  # noqa: N818 (it becomes a problem document, and is named as that)
+    """The picture itself is at fault: its sender has to be told, and another try is useless.
+
+    `slug` is the stable end of the problem's type (`image-truncated`), `title` the same for every picture with this
+    slug, `detail` one sentence or two about this picture: the value, the limit and the remedy. `value`, `limit` and
+    `remedy` repeat those for programs; `value` and `limit` are None where the problem is not one of measure.
+    """
+
+    def __init__(
+        self,
+        slug: str,
+        title: str,
+        fault: str,
+        remedy: str,
+        *,
+        value: int | str | None = None,
+        limit: int | str | None = None,
+    ) -> None:
+        self.slug = slug
+        self.title = title
+        self.detail = f"{fault}. {remedy}."
+        self.value = value
+        self.limit = limit
+        self.remedy = remedy
+        super().__init__(self.detail)
+
+
+def too_large(file_bytes: int, limit: int) -> PictureProblem:
+    return PictureProblem(
+        "image-too-large",
+        "The file has too many bytes",
+        f"The file has {file_bytes} bytes and the limit is {limit}",
+        "Send a smaller or more strongly compressed file",
+        value=file_bytes,
+        limit=limit,
+    )
+
+
+def too_many_pixels(width: int, height: int, limit: int) -> PictureProblem:
+    return PictureProblem(
+        "too-many-pixels",
+        "The picture has too many pixels",
+        f"The picture is {width} x {height} = {width * height} pixels and the limit is {limit}",
+        "Scale it down before sending it",
+        value=width * height,
+        limit=limit,
+    )
+
+
+def side_too_long(width: int, height: int, limit: int) -> PictureProblem:
+    return PictureProblem(
+        "image-side-too-long",
+        "A side of the picture is too long",
+        f"The picture is {width} x {height} pixels and no side may exceed {limit}",
+        "Scale it down or cut it into parts",
+        value=max(width, height),
+        limit=limit,
+    )
+
+
+def too_many_frames(frames: int, limit: int) -> PictureProblem:
+    return PictureProblem(
+        "too-many-frames",
+        "The file has too many frames or pages",
+        f"The file has at least {frames} frames or pages and the limit is {limit}",
+        "Send fewer frames, or the one that matters as a picture of its own",
+        value=frames,
+        limit=limit,
+    )
+
+
+def too_many_scans(scans: int, limit: int) -> PictureProblem:
+    return PictureProblem(
+        "too-many-scans",
+        "The JPEG has too many scans",
+        f"The JPEG has {scans} scans, each a pass over the whole picture, and the limit is {limit}",
+        "Save it again as an ordinary JPEG",
+        value=scans,
+        limit=limit,
+    )
+
+
+def unsupported(found: str, supported: str) -> PictureProblem:
+    return PictureProblem(
+        "unsupported-format",
+        "The file is not a picture in a supported format",
+        f"The file starts with {found}, which is none of {supported}",
+        "Convert it to one of these formats",
+        value=found,
+        limit=supported,
+    )
+
+
+def truncated(picture_format: str, fault: str) -> PictureProblem:
+    return PictureProblem(
+        "image-truncated",
+        "The file ends too early",
+        f"The {picture_format} file is truncated: {fault}",
+        "Send the complete file again",
+    )
+
+
+def corrupt(picture_format: str, fault: str) -> PictureProblem:
+    return PictureProblem(
+        "image-corrupt",
+        "The file is damaged",
+        f"The {picture_format} file cannot be decoded: {fault}",
+        "Open it in an image editor and save it again, or send another copy",
+    )
+
+
+def needs_too_much_memory(picture_format: str, width: int, height: int) -> PictureProblem:
+    return PictureProblem(
+        "image-needs-too-much-memory",
+        "The picture needs more memory than a worker has",
+        f"Decoding this {picture_format} of {width} x {height} pixels ran out of memory",
+        "Scale it down, or save it as a baseline JPEG, which is decoded at reduced size",
+        value=width * height,
+    )

@@ -1,0 +1,123 @@
+"""From a decoded photo to the encoded pictures that are kept of it. The same pixels always give the same bytes.
+
+original ── decode ──▶ photo ──┬─▶ large   1600, what a browser shows
+                               └─▶ proxy    768, what the embedder and the smaller thumbnails are made from
+                  proxy (or large) ──┬─▶ medium  768
+                                     └─▶ small   256
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from enum import StrEnum
+
+from PIL import Image
+
+from thumbnailer.decoding import LONG_SIDE, SHORT_SIDE, Photo, fit
+
+MEDIUM_SIDE = 768
+SMALL_SIDE = 256
+
+
+class OutputFormat(StrEnum):
+    """How thumbnails are encoded; the proxy is always a JPEG."""
+
+    WEBP = "webp"
+    JPEG = "jpeg"
+    AVIF = "avif"
+
+    @property
+    def media_type(self) -> str:
+        return f"image/{self.value}"
+
+
+@dataclass(frozen=True)
+class Rendition:
+    """One encoded picture and its size in pixels."""
+
+    data: bytes
+    width: int
+    height: int
+    media_type: str
+    has_alpha: bool
+
+
+def render_large(photo: Photo, output: OutputFormat = OutputFormat.WEBP) -> Rendition:
+    """The thumbnail `large`: long side 1600 px, never enlarged; alpha kept unless the output is JPEG."""
+    return _encode(_resize(photo.image, fit(photo.width, photo.height, LONG_SIDE)), output)
+
+
+def render_proxy(photo: Photo) -> Rendition:
+    """The proxy: long side 768 px, but short side at least 384 where the original has it; JPEG, flat on white.
+
+    The embedder crops a square from the middle, so a very long picture needs its short side. Quality 95 without
+    chroma subsampling costs an embedding about 1e-5 of cosine and decodes in a few milliseconds.
+
+    It has no alpha, because every model wants a flat picture and two places that flatten would differ one day.
+    So `medium` and `small` of a picture with alpha are made from `large` (`thumbnail_source`): going through a second,
+    lossless proxy would keep a whole copy for the few pictures that have alpha.
+    """
+    image = flatten(_resize(photo.image, fit(photo.width, photo.height, MEDIUM_SIDE, SHORT_SIDE)))
+    data = _saved(image, "JPEG", quality=95, subsampling="4:4:4")
+    return Rendition(data, *image.size, OutputFormat.JPEG.media_type, has_alpha=False)
+
+
+def thumbnail_source(proxy: bytes, large: bytes) -> Image.Image:
+    """The picture that `medium`, `small` and the descriptions are made from: the proxy, or `large` if that has alpha.
+
+    Both must be what this module rendered; only their headers are read to choose. Mode RGB or RGBA.
+    """
+    image = _reopened(large)
+    return image.convert("RGBA") if image.has_transparency_data else _reopened(proxy).convert("RGB")
+
+
+def render_medium(source: Image.Image, output: OutputFormat = OutputFormat.WEBP) -> Rendition:
+    """The thumbnail `medium`: long side 768 px, never enlarged. `source` as from `thumbnail_source`."""
+    return _encode(_resize(source, fit(*source.size, MEDIUM_SIDE)), output)
+
+
+def render_small(source: Image.Image, output: OutputFormat = OutputFormat.WEBP) -> Rendition:
+    """The thumbnail `small`: long side 256 px, never enlarged. `source` as from `thumbnail_source`."""
+    # So few pixels that the sharper filter and the better compression cost 5 ms in all.
+    image = _resize(source, fit(*source.size, SMALL_SIDE), Image.Resampling.LANCZOS)
+    return _encode(image, output, webp_method=4)
+
+
+def flatten(image: Image.Image) -> Image.Image:
+    """The picture on white where it is transparent; mode RGB."""
+    if image.mode != "RGBA":
+        return image.convert("RGB")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image, mask=image.getchannel("A"))
+    return white
+
+
+def _reopened(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data), formats=["WEBP", "JPEG", "AVIF"])
+
+
+def _resize(
+    image: Image.Image, size: tuple[int, int], resample: Image.Resampling = Image.Resampling.BICUBIC
+) -> Image.Image:
+    return image if image.size == size else image.resize(size, resample)
+
+
+def _encode(image: Image.Image, output: OutputFormat, *, webp_method: int = 2) -> Rendition:
+    match output:
+        case OutputFormat.WEBP:
+            # Method 2 takes half the time of 4 for 4 % more bytes; 83 gives the SSIM that method 4 has at 80.
+            data = _saved(image, "WEBP", quality=83, method=webp_method)
+        case OutputFormat.JPEG:
+            image = flatten(image)
+            data = _saved(image, "JPEG", quality=85)
+        case OutputFormat.AVIF:
+            # Speed 10 takes a tenth of the time of 6. One thread: the result must not depend on the machine.
+            data = _saved(image, "AVIF", quality=65, speed=10, max_threads=1)
+    return Rendition(data, *image.size, output.media_type, has_alpha=image.mode == "RGBA")
+
+
+def _saved(image: Image.Image, encoder: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, encoder, **options)
+    return buffer.getvalue()
