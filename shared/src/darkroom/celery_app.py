@@ -1,0 +1,192 @@
+"""A Celery application for one process: every option that decides a message's fate, with its reason."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from celery import Celery, Task
+from celery.canvas import Signature
+from celery.exceptions import Ignore, Reject
+from kombu import Connection
+
+from darkroom import topology
+from darkroom.contracts.base import Lane, Message
+from darkroom.contracts.messages import RecordFailure, Work
+from darkroom.contracts.tasks import RECORD_FAILURE, TaskContract
+from darkroom.errors import PermanentError, TransientError
+from darkroom.settings import BrokerSettings, TaskSettings
+
+ArgumentsT = TypeVar("ArgumentsT", bound=Message)
+ResultT = TypeVar("ResultT", bound=Message)
+
+
+def create_app(name: str, broker: BrokerSettings, tasks: TaskSettings) -> Celery:
+    """An application that knows the whole topology and connects to nothing until it is used."""
+    broker_url = broker.broker_url.get_secret_value()
+    app = Celery(
+        name,
+        broker=broker_url,
+        backend=broker.result_url.get_secret_value(),
+        set_as_current=False,  # a process may hold several, as the tests do; nothing finds one by accident
+    )
+    app.conf.update(
+        # JSON only: a pickled message would run code in whoever reads it.
+        accept_content=["json"],
+        task_serializer="json",
+        result_serializer="json",
+        enable_utc=True,
+        timezone="UTC",
+        # The topology is data; a misspelt queue is an error, not a new classic queue.
+        task_queues=topology.task_queues(),
+        task_create_missing_queues=False,
+        task_default_queue="finalize",
+        task_default_exchange=topology.TASKS.name,
+        task_default_exchange_type="topic",
+        task_default_routing_key="finalize",
+        # A message is taken off its queue when its work is done, or handed back when its process died.
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        # One message for each free slot: a prefetched one waits behind a slow neighbour while other slots are idle.
+        worker_prefetch_multiplier=1,
+        task_track_started=True,
+        task_time_limit=tasks.task_hard_limit_s,
+        task_soft_time_limit=tasks.task_soft_limit_s,
+        result_expires=broker.result_expires_s,
+        # A join must outlive the longest backlog between its parts; `finalize` removes the parts' results itself.
+        result_chord_expires=broker.chord_expires_s,
+        # A Redis that is away for seconds must not fail a task that has done its work.
+        result_backend_always_retry=True,
+        result_backend_max_retries=10,
+        result_backend_max_sleep_between_retries_ms=1000,
+        # Our JSON formatter stays in charge of the root logger.
+        worker_hijack_root_logger=False,
+        broker_connection_retry_on_startup=True,
+        # Reconnect for ever: a worker that gives up needs a person.
+        broker_connection_max_retries=None,
+        broker_transport_options=_transport_options(broker_url, tasks),
+    )
+    return app
+
+
+def _transport_options(broker_url: str, tasks: TaskSettings) -> dict[str, Any]:
+    if broker_url.startswith("amqp"):
+        return {"confirm_publish": True}
+    # Redis hands back what a killed process held after this time; shorter would run long tasks twice.
+    return {"visibility_timeout": tasks.task_hard_limit_s + 30}
+
+
+def bound_publishing(app: Celery) -> None:
+    """Makes publishing fail within about 3 s when the broker is gone or hangs. For publishers, never for workers."""
+    app.conf.broker_connection_timeout = 0.5
+    app.conf.broker_transport_options = {
+        **app.conf.broker_transport_options,
+        "max_retries": 1,
+        "interval_start": 0,
+        "interval_max": 0.2,
+    }
+    if app.conf.broker_url.startswith("amqp"):
+        app.conf.broker_transport_options |= {"connect_retries_timeout": 2, "read_timeout": 1, "write_timeout": 1}
+    else:
+        app.conf.broker_transport_options |= {"socket_timeout": 2, "socket_connect_timeout": 0.5}
+    app.conf.redis_socket_connect_timeout = 0.5
+    app.conf.redis_socket_timeout = 2
+    app.conf.result_backend_transport_options = {
+        "retry_policy": {"max_retries": 2, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.2}
+    }
+
+
+PUBLISH_OPTIONS: dict[str, Any] = {"retry": False, "confirm_timeout": 1, "timeout": 1}
+"""Options of `apply_async` that go with `bound_publishing`. A publish that timed out may still have been delivered."""
+
+
+def declare_topology(connection: Connection) -> None:
+    """Declares every exchange, queue and binding over this connection. Safe at any time, also after a flushed Redis."""
+    with connection.channel() as channel:
+        for exchange in (topology.TASKS, topology.EVENTS, topology.DEAD):
+            exchange(channel).declare()
+        for queue in (*topology.task_queues(), topology.dead_letter_queue()):
+            queue(channel).declare()
+
+
+def request(
+    app: Celery,
+    contract: TaskContract[ArgumentsT, ResultT],
+    message: ArgumentsT,
+    *,
+    lane: Lane = Lane.INTERACTIVE,
+    queue: str | None = None,
+    task_id: str | None = None,
+    takes_result: bool = False,
+    **options: Any,
+) -> Signature:
+    """The call of a task by its contract, to publish or to put into a canvas; nothing is sent yet.
+
+    `takes_result` hands it the result of the step before, as its first argument.
+    """
+    routing_key = queue or contract.queue_for(lane)
+    options |= {"exchange": topology.TASKS.name, "routing_key": routing_key}
+    if task_id is not None:
+        options["task_id"] = task_id
+    return app.signature(
+        contract.name, kwargs={"message": message.to_wire()}, immutable=not takes_result, options=options
+    )
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What a task may know about the message that started it: no more than this, so that tasks stay thin."""
+
+    task_id: str
+    previous: Any
+    """The result of the step before; a list of results for the body of a chord."""
+
+
+def bind(
+    app: Celery,
+    contract: TaskContract[ArgumentsT, ResultT],
+    function: Callable[[ArgumentsT, Delivery], ResultT],
+    **options: Any,
+) -> Task:
+    """Registers `function` as the worker's side of a contract.
+
+    A `PermanentError` about an original is published as `record_failure` before the task fails. A `TransientError` or
+    an operating system's error is tried again after 1, 2, 4 … whole seconds; when all tries are used up, the
+    reconciler finds the original. Errbacks are not used: an outage is not the photo's fault.
+    """
+
+    def run(self: Task, previous: Any = None, *, message: dict[str, Any]) -> dict[str, Any]:
+        arguments = contract.arguments.from_wire(message)
+        try:
+            return function(arguments, Delivery(self.request.id, previous)).to_wire()
+        except PermanentError as error:
+            if isinstance(arguments, Work):
+                report_failure(app, arguments, error)
+            raise
+        except (TransientError, OSError) as error:
+            delay_s = retry_delay_s(self.request.retries, random.random())  # noqa: S311 (jitter, not a secret)
+            raise self.retry(exc=error, countdown=delay_s) from error
+
+    run.__name__ = contract.name.rpartition(".")[2]
+    run.__doc__ = function.__doc__
+    return app.task(
+        bind=True,
+        name=contract.name,
+        max_retries=options.pop("max_retries", app.conf.get("darkroom_max_retries", 3)),
+        throws=(PermanentError, Ignore, Reject),
+        **options,
+    )(run)
+
+
+def report_failure(app: Celery, work: Work, error: PermanentError) -> None:
+    """Publishes the cause of a permanent failure to `finalize`."""
+    failure = RecordFailure(sha256=work.sha256, generation=work.generation, lane=work.lane, problem=error.problem)
+    request(app, RECORD_FAILURE, failure, lane=work.lane).apply_async()
+
+
+def retry_delay_s(retries: int, jitter: float) -> int:
+    """Whole seconds until the next try: 1, 2, 4 … plus at most one by `jitter` in 0..1.
+
+    Whole, because Celery's delayed delivery refuses a countdown between 0 and 1.
+    """
+    return int(2**retries) + round(jitter)

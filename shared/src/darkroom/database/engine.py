@@ -1,0 +1,56 @@
+"""Connections, and bringing a database up to the present schema."""
+
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from darkroom.settings import DatabaseSettings
+
+_MIGRATION_LOCK = 0x6461726B  # "dark": two services that start at once must not migrate at once
+
+
+def _options(settings: DatabaseSettings) -> dict[str, Any]:
+    return {
+        "pool_size": settings.database_pool_size,
+        "max_overflow": 0,
+        # After a restart of PostgreSQL the pool is full of dead connections; a ping costs 0.1 ms.
+        "pool_pre_ping": True,
+        "connect_args": {
+            "connect_timeout": 5,
+            # A generic plan would use HNSW for rare filters: 2.5 rows of 10 in 11 ms instead of 10 in 0.85 ms.
+            # A transaction that waits this long for a lock, or idles this long in one, is a bug; end it, keep the rest.
+            "options": "-c plan_cache_mode=force_custom_plan -c lock_timeout=20s "
+            "-c idle_in_transaction_session_timeout=60s -c timezone=UTC",
+        },
+    }
+
+
+def sync_engine(settings: DatabaseSettings) -> Engine:
+    """A pool for threads and processes; connects on first use."""
+    return create_engine(settings.database_url.get_secret_value(), **_options(settings))
+
+
+def async_engine(settings: DatabaseSettings) -> AsyncEngine:
+    """A pool for an event loop; connects on first use."""
+    return create_async_engine(settings.database_url.get_secret_value(), **_options(settings))
+
+
+def migrate(engine: Engine) -> None:
+    """Brings the schema up to date. Safe to call from several processes at once and on an up-to-date database."""
+    with engine.connect() as connection:
+        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _MIGRATION_LOCK})
+        connection.commit()
+        try:
+            config = Config()
+            config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+            connection.commit()
+        finally:
+            connection.rollback()
+            connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _MIGRATION_LOCK})
+            connection.commit()

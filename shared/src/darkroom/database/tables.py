@@ -1,0 +1,195 @@
+"""The tables as SQLAlchemy sees them. The migrations are the authority; a test compares the two."""
+
+import sqlalchemy as sa
+from pgvector.sqlalchemy import HALFVEC
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+
+metadata = sa.MetaData()
+
+
+def _moment(name: str, *, required: bool = False) -> sa.Column:  # type: ignore[type-arg]
+    """A timestamp; a required one is now unless given."""
+    default = sa.func.now() if required else None
+    return sa.Column(name, sa.DateTime(timezone=True), nullable=not required, server_default=default)
+
+
+def _hash(name: str = "sha256", **options: object) -> sa.Column:  # type: ignore[type-arg]
+    return sa.Column(name, sa.Text(collation="C"), **options)  # type: ignore[arg-type]
+
+
+originals = sa.Table(
+    "originals",
+    metadata,
+    _hash(primary_key=True),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.Column("lane", sa.Text, nullable=False),
+    sa.Column("status", sa.Text, nullable=False, server_default="accepted"),
+    sa.Column("generation", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("losses", sa.Integer, nullable=False, server_default="0"),
+    _moment("dispatched_at"),
+    _moment("lease_until"),
+    _moment("not_before", required=True),
+    sa.Column("traceparent", sa.Text),
+    sa.Column("tracestate", sa.Text),
+    sa.Column("recipe", sa.Text),
+    sa.Column("format", sa.Text),
+    sa.Column("width", sa.Integer),
+    sa.Column("height", sa.Integer),
+    sa.Column("taken_at", sa.Text),
+    sa.Column("thumbhash", sa.Text),
+    sa.Column("palette", JSONB),
+    sa.Column("perceptual_hash", sa.BigInteger),
+    sa.Column("thumbnails", JSONB),
+    sa.Column("error", JSONB),
+    _moment("created_at", required=True),
+    _moment("ready_at"),
+    _moment("unreferenced_at"),
+)
+
+batches = sa.Table(
+    "batches",
+    metadata,
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("total", sa.Integer, nullable=False),
+    sa.Column("ready", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("failed", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("deleted", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("pending", sa.Integer, nullable=False),
+    _moment("created_at", required=True),
+    _moment("completed_at"),
+)
+
+images = sa.Table(
+    "images",
+    metadata,
+    sa.Column("id", sa.Uuid, primary_key=True),
+    _hash(nullable=False),
+    sa.Column("batch_id", sa.Uuid, sa.ForeignKey("batches.id"), nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("lane", sa.Text, nullable=False),
+    sa.Column("filename", sa.Text),
+    sa.Column("tags", ARRAY(sa.Text), nullable=False, server_default="{}"),
+    sa.Column("external_id", sa.Text),
+    sa.Column("duplicate", sa.Boolean, nullable=False),
+    sa.Column("trace_id", sa.Text),
+    _moment("created_at", required=True),
+    _moment("ready_at"),
+    _moment("deleted_at"),
+)
+
+ledger = sa.Table(
+    "ledger",
+    metadata,
+    sa.Column("shard", sa.Integer, primary_key=True, autoincrement=False),
+    *(
+        sa.Column(name, sa.BigInteger, nullable=False, server_default="0")
+        for name in ("accepted", "ready", "failed", "deleted", "in_flight")
+    ),
+)
+
+idempotency_keys = sa.Table(
+    "idempotency_keys",
+    metadata,
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("fingerprint", sa.Text, nullable=False),
+    sa.Column("batch_id", sa.Uuid, sa.ForeignKey("batches.id"), nullable=False),
+    _moment("created_at", required=True),
+)
+
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("row_id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("id", sa.BigInteger, unique=True),
+    sa.Column("type", sa.Text, nullable=False),
+    _moment("occurred_at", required=True),
+    sa.Column("batch_id", sa.Uuid, nullable=False),
+    sa.Column("image_id", sa.Uuid),
+    _hash(),
+    sa.Column("problem", JSONB),
+    sa.Column("trace_id", sa.Text),
+    _moment("published_at"),
+)
+
+tasks = sa.Table(
+    "tasks",
+    metadata,
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    _hash(),
+    _moment("issued_at", required=True),
+)
+
+models = sa.Table(
+    "models",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("source", sa.Text, nullable=False),
+    sa.Column("dim", sa.Integer, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    _moment("registered_at", required=True),
+    _moment("seen_at", required=True),
+    _moment("activated_at"),
+)
+
+embeddings = sa.Table(
+    "embeddings",
+    metadata,
+    sa.Column("model_id", sa.Text, sa.ForeignKey("models.id"), primary_key=True),
+    _hash(primary_key=True),
+    sa.Column("vector", HALFVEC, nullable=False),
+    _moment("created_at", required=True),
+    sa.ForeignKeyConstraint(["sha256"], ["originals.sha256"], ondelete="CASCADE"),
+)
+
+backfills = sa.Table(
+    "backfills",
+    metadata,
+    sa.Column("model_id", sa.Text, sa.ForeignKey("models.id"), primary_key=True),
+    _hash(primary_key=True),
+    sa.Column("generation", sa.Integer, nullable=False, server_default="0"),
+    _moment("dispatched_at"),
+    _moment("lease_until"),
+    sa.ForeignKeyConstraint(["sha256"], ["originals.sha256"], ondelete="CASCADE"),
+)
+
+fences = sa.Table(
+    "fences",
+    metadata,
+    sa.Column("number", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("queue", sa.Text, nullable=False),
+    _moment("sent_at", required=True),
+    _moment("returned_at"),
+)
+
+periodic_jobs = sa.Table(
+    "periodic_jobs",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    _moment("scheduled_at"),
+    _moment("started_at"),
+    _moment("finished_at"),
+    _moment("succeeded_at"),
+    sa.Column("summary", sa.Text),
+    sa.Column("alarm", sa.Text),
+)
+
+usage_reports = sa.Table(
+    "usage_reports",
+    metadata,
+    _moment("period_start", required=True),
+    _moment("period_end", required=True),
+    sa.Column("report", JSONB, nullable=False),
+    _moment("created_at", required=True),
+    sa.PrimaryKeyConstraint("period_start"),
+)
+
+backups = sa.Table(
+    "backups",
+    metadata,
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.Column("sha256", sa.Text, nullable=False),
+    _moment("created_at", required=True),
+)

@@ -1,0 +1,165 @@
+"""What beat, the reconciler and the sweeper read and write: fences, periodic jobs, unreferenced originals."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, delete, func, insert, select, text, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from darkroom.contracts.base import Lane, Sha256
+from darkroom.database.tables import events, fences, originals, periodic_jobs, tasks
+
+_BEAT_LOCK = 0x62656174  # "beat"
+
+
+def lead_beat(connection: Connection) -> bool:
+    """Whether this connection leads beat from now until it closes (a session-level advisory lock; re-entrant)."""
+    return bool(connection.scalar(select(func.pg_try_advisory_lock(_BEAT_LOCK))))
+
+
+@dataclass(frozen=True)
+class FenceRecord:
+    """One fence's way through one queue; `returned_at` is None while it is on its way, or lost."""
+
+    number: int
+    queue: str
+    sent_at: datetime
+    returned_at: datetime | None
+
+
+def database_now(connection: Connection) -> datetime:
+    """The database's clock, which also stamps dispatches and fences: clocks of other machines take no part."""
+    now: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
+    return now
+
+
+def send_fence(connection: Connection, queue: str) -> int:
+    """Records that a fence is about to be sent, and returns its number. Commit, then publish: it may only be late."""
+    return int(connection.execute(insert(fences).values(queue=queue).returning(fences.c.number)).scalar_one())
+
+
+def return_fence(connection: Connection, number: int) -> None:
+    """Records that a fence came back; the first time counts."""
+    connection.execute(
+        update(fences)
+        .where(fences.c.number == number, fences.c.returned_at.is_(None))
+        .values(returned_at=func.clock_timestamp())
+    )
+
+
+def fence_history(connection: Connection, newer_than: datetime) -> list[FenceRecord]:
+    """Every fence sent since then, oldest first."""
+    rows = connection.execute(select(fences).where(fences.c.sent_at > newer_than).order_by(fences.c.number))
+    return [FenceRecord(row.number, row.queue, row.sent_at, row.returned_at) for row in rows]
+
+
+def forget_fences(connection: Connection, before: datetime) -> int:
+    """Removes old fences; returns how many."""
+    return connection.execute(delete(fences).where(fences.c.sent_at < before)).rowcount
+
+
+def overdue_originals(connection: Connection, lane: Lane, dispatched_before: datetime, limit: int) -> list[Sha256]:
+    """Unfinished originals of a lane that were dispatched before that moment, oldest first."""
+    return list(
+        connection.scalars(
+            select(originals.c.sha256)
+            .where(
+                originals.c.status.in_(["accepted", "processing"]),
+                originals.c.lane == lane.value,
+                originals.c.dispatched_at < dispatched_before,
+            )
+            .order_by(originals.c.dispatched_at)
+            .limit(limit)
+        )
+    )
+
+
+def requeue_backfills(connection: Connection, dispatched_before: datetime) -> int:
+    """Clears the stamp of backfills that were lost; returns how many."""
+    statement = text("UPDATE backfills SET dispatched_at = NULL WHERE dispatched_at < :before")
+    return connection.execute(statement, {"before": dispatched_before}).rowcount
+
+
+def begin_sweep(connection: Connection, unreferenced_before: datetime, limit: int) -> list[Sha256]:
+    """Marks originals that nothing refers to for long enough; an upload of the same bytes takes the mark off.
+
+    Those that an earlier sweep marked and did not finish are among them.
+    """
+    return list(
+        connection.scalars(
+            text(
+                """
+                WITH swept AS (
+                    SELECT sha256 FROM originals WHERE unreferenced_at < :before
+                    ORDER BY sha256 LIMIT :limit FOR UPDATE SKIP LOCKED
+                )
+                UPDATE originals SET status = 'sweeping' FROM swept WHERE originals.sha256 = swept.sha256
+                RETURNING originals.sha256
+                """
+            ),
+            {"before": unreferenced_before, "limit": limit},
+        )
+    )
+
+
+def lock_swept(connection: Connection, sha256: Sha256) -> bool:
+    """Locks a marked original, so that its blobs may be removed; false when an upload has claimed it meanwhile."""
+    found = connection.scalar(
+        select(originals.c.sha256)
+        .where(originals.c.sha256 == sha256, originals.c.status == "sweeping", originals.c.unreferenced_at.is_not(None))
+        .with_for_update()
+    )
+    return found is not None
+
+
+def remove_swept(connection: Connection, sha256: Sha256) -> None:
+    """Removes the row whose blobs are gone; its vectors go with it."""
+    connection.execute(delete(originals).where(originals.c.sha256 == sha256, originals.c.status == "sweeping"))
+
+
+def known_originals(connection: Connection, shas: Sequence[Sha256]) -> set[Sha256]:
+    """Those of `shas` that have a row."""
+    return set(connection.scalars(select(originals.c.sha256).where(originals.c.sha256.in_(shas))))
+
+
+def forget_tasks(connection: Connection, before: datetime) -> int:
+    """Removes issued task ids older than `before`; returns how many."""
+    return connection.execute(delete(tasks).where(tasks.c.issued_at < before)).rowcount
+
+
+def forget_events(connection: Connection, before: datetime) -> int:
+    """Removes published events older than `before`; returns how many."""
+    return connection.execute(
+        delete(events).where(events.c.occurred_at < before, events.c.published_at.is_not(None))
+    ).rowcount
+
+
+def job_scheduled(connection: Connection, name: str, at: datetime) -> None:
+    """Records when beat last sent a job."""
+    statement = upsert(periodic_jobs).values(name=name, scheduled_at=at)
+    connection.execute(
+        statement.on_conflict_do_update(index_elements=["name"], set_={"scheduled_at": statement.excluded.scheduled_at})
+    )
+
+
+def job_started(connection: Connection, name: str) -> None:
+    """Records that a job began."""
+    statement = upsert(periodic_jobs).values(name=name, started_at=func.now())
+    connection.execute(
+        statement.on_conflict_do_update(index_elements=["name"], set_={"started_at": statement.excluded.started_at})
+    )
+
+
+def job_finished(connection: Connection, name: str, summary: str, alarm: str | None, *, is_success: bool) -> None:
+    """Records how a job ended; the alarm stays until a run without one."""
+    moments = {"finished_at": func.now()} | ({"succeeded_at": func.now()} if is_success else {})
+    connection.execute(
+        update(periodic_jobs).where(periodic_jobs.c.name == name).values(summary=summary, alarm=alarm, **moments)
+    )
+
+
+def all_jobs(connection: Connection) -> Sequence[Row[Any]]:
+    """Every periodic job's last run."""
+    return connection.execute(select(periodic_jobs).order_by(periodic_jobs.c.name)).all()

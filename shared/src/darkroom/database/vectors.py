@@ -1,0 +1,166 @@
+"""Models, their vectors, and nearest neighbours."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from pgvector.sqlalchemy import HALFVEC
+from sqlalchemy import Connection, Row, cast, func, literal_column, select, text, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from darkroom.contracts.base import ModelId, Sha256
+from darkroom.contracts.messages import RegisterModel
+from darkroom.database.images import ImageFilter, filtered, images_query
+from darkroom.database.tables import backfills, embeddings, images, models, originals
+
+
+def register_model(connection: Connection, registration: RegisterModel) -> str:
+    """Makes a model known, with an index of its own; returns its state.
+
+    The first model is active at once. A later one is `filling` until every finished original has its vector.
+    """
+    connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('darkroom.models'))"))
+    has_active = connection.scalar(select(func.count()).select_from(models).where(models.c.state == "active"))
+    connection.execute(
+        upsert(models)
+        .values(
+            id=registration.model.id,
+            source=registration.model.source,
+            dim=registration.dim,
+            state="filling" if has_active else "active",
+            activated_at=None if has_active else func.now(),
+        )
+        .on_conflict_do_update(
+            index_elements=["id"],
+            set_={
+                "source": registration.model.source,
+                "seen_at": func.now(),
+                # The one that an operator started again is wanted again.
+                "state": text("CASE models.state WHEN 'retired' THEN 'filling' ELSE models.state END"),
+            },
+        )
+    )
+    _ensure_index(connection, registration.model.id, registration.dim)
+    return str(connection.scalar(select(models.c.state).where(models.c.id == registration.model.id)))
+
+
+def _ensure_index(connection: Connection, model_id: ModelId, dim: int) -> None:
+    if not re.fullmatch(r"[a-z0-9._-]+@[0-9a-f]{12}", model_id):
+        raise ValueError(f"{model_id!r} is not a model id")
+    name = f"embeddings_hnsw_{model_id[-12:]}"
+    connection.execute(
+        text(
+            f"CREATE INDEX IF NOT EXISTS {name} ON embeddings USING hnsw ((vector::halfvec({int(dim)})) "
+            f"halfvec_cosine_ops) WHERE model_id = '{model_id}'"
+        )
+    )
+
+
+def all_models(connection: Connection) -> Sequence[Row[Any]]:
+    """Every model with its state, and how many of all finished originals have its vector: `covered` of `total`."""
+    covered = select(func.count()).where(embeddings.c.model_id == models.c.id).scalar_subquery()
+    total = select(func.count()).where(originals.c.status == "ready").scalar_subquery()
+    return connection.execute(
+        select(models, covered.label("covered"), total.label("total")).order_by(models.c.registered_at)
+    ).all()
+
+
+def active_model(connection: Connection) -> Row[Any] | None:
+    """The model that searches use."""
+    return connection.execute(select(models).where(models.c.state == "active")).one_or_none()
+
+
+def filling_model(connection: Connection) -> Row[Any] | None:
+    """The model that takes over when its vectors are complete; the one seen last, if there are several."""
+    return connection.execute(
+        select(models).where(models.c.state == "filling").order_by(models.c.seen_at.desc()).limit(1)
+    ).one_or_none()
+
+
+def plan_backfill(connection: Connection, model_id: ModelId, limit: int) -> int:
+    """Adds finished originals without a vector of this model to the backfill; returns how many still lack one."""
+    connection.execute(
+        text(
+            """
+            INSERT INTO backfills (model_id, sha256)
+            SELECT :model, o.sha256 FROM originals o
+            WHERE o.status = 'ready' AND o.unreferenced_at IS NULL
+              AND NOT EXISTS (SELECT FROM embeddings e WHERE e.model_id = :model AND e.sha256 = o.sha256)
+            LIMIT :limit
+            ON CONFLICT DO NOTHING
+            """
+        ),
+        {"model": model_id, "limit": limit},
+    )
+    return int(
+        connection.scalar(
+            text(
+                """
+                SELECT count(*) FROM originals o
+                WHERE o.status = 'ready' AND o.unreferenced_at IS NULL
+                  AND NOT EXISTS (SELECT FROM embeddings e WHERE e.model_id = :model AND e.sha256 = o.sha256)
+                """
+            ),
+            {"model": model_id},
+        )
+        or 0
+    )
+
+
+def activate_model(connection: Connection, model_id: ModelId) -> None:
+    """Makes searches use this model; the one before keeps its vectors."""
+    connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('darkroom.models'))"))
+    connection.execute(update(models).where(models.c.state == "active").values(state="retired"))
+    connection.execute(update(models).where(models.c.id == model_id).values(state="active", activated_at=func.now()))
+
+
+def store_vector(connection: Connection, model_id: ModelId, sha256: Sha256, vector: Sequence[float]) -> bool:
+    """Writes one vector, shape (dim,), L2 norm 1; false when the original or the model is unknown."""
+    known = connection.scalar(
+        select(func.count())
+        .select_from(originals)
+        .where(originals.c.sha256 == sha256, originals.c.status != "sweeping")
+        .where(select(models.c.id).where(models.c.id == model_id).exists())
+    )
+    if not known:
+        return False
+    statement = upsert(embeddings).values(model_id=model_id, sha256=sha256, vector=list(vector))
+    connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=["model_id", "sha256"], set_={"vector": statement.excluded.vector}
+        )
+    )
+    connection.execute(backfills.delete().where(backfills.c.model_id == model_id, backfills.c.sha256 == sha256))
+    return True
+
+
+def vector_of_image(connection: Connection, model_id: ModelId, image_id: UUID) -> list[float] | None:
+    """The vector that a model gave an image, or None when it has none yet."""
+    found = connection.scalar(
+        select(embeddings.c.vector)
+        .join(images, images.c.sha256 == embeddings.c.sha256)
+        .where(images.c.id == image_id, images.c.state != "deleted", embeddings.c.model_id == model_id)
+    )
+    return None if found is None else [float(component) for component in found]
+
+
+def nearest(
+    connection: Connection, model: Row[Any], vector: Sequence[float], wanted: ImageFilter, limit: int
+) -> Sequence[Row[Any]]:
+    """The ready images nearest to a vector, best first; `score` is the cosine similarity in -1..1."""
+    # Without it, a filter that keeps few rows finds fewer than asked for.
+    connection.execute(text("SET LOCAL hnsw.iterative_scan = strict_order"))
+    connection.execute(text("SET LOCAL hnsw.ef_search = 100"))
+    column = cast(embeddings.c.vector, HALFVEC(model.dim))
+    distance = column.cosine_distance(list(vector))
+    query = (
+        filtered(images_query(), wanted)
+        .add_columns((literal_column("1") - distance).label("score"))
+        .join(embeddings, embeddings.c.sha256 == images.c.sha256)
+        # A literal: the index is partial, and the planner must see that it fits.
+        .where(images.c.state == "ready", embeddings.c.model_id == literal_column(f"'{model.id}'"))
+        .order_by(distance)
+        .limit(limit)
+    )
+    return connection.execute(query).all()

@@ -1,0 +1,139 @@
+"""Starting a Celery worker: its options in one place, checked against what its pool really obeys."""
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from celery import Celery, bootsteps
+from celery.signals import task_postrun, task_prerun
+
+from darkroom.errors import ConfigurationError
+from darkroom.topology import Node, queues_of
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_INTERVAL_S = 2.0
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """What one worker process runs with. Options that its pool would ignore are refused."""
+
+    node: Node
+    pool: Literal["prefork", "solo", "threads"]
+    concurrency: int
+    prefetch_multiplier: int = 1
+    max_tasks_per_child: int | None = None
+    max_memory_per_child_kib: int | None = None
+    soft_time_limit_s: int | None = None
+    time_limit_s: int | None = None
+    watchdog_s: int | None = None
+    """For solo and threads: the process ends when one unit of work takes longer, and its supervisor restarts it."""
+
+    def __post_init__(self) -> None:
+        only_prefork = {
+            "max_tasks_per_child": self.max_tasks_per_child,
+            "max_memory_per_child_kib": self.max_memory_per_child_kib,
+            "soft_time_limit_s": self.soft_time_limit_s,
+            "time_limit_s": self.time_limit_s,
+        }
+        ignored = [name for name, value in only_prefork.items() if value is not None]
+        if self.pool != "prefork" and ignored:
+            raise ConfigurationError(
+                f"the {self.pool} pool ignores {', '.join(ignored)}: use watchdog_s, which ends the process"
+            )
+        if self.pool == "prefork" and self.watchdog_s is not None:
+            raise ConfigurationError("prefork has time limits of its own: use time_limit_s instead of watchdog_s")
+        if self.pool == "solo" and self.concurrency != 1:
+            raise ConfigurationError(f"the solo pool runs one task at a time, not {self.concurrency}")
+
+    def command_line(self) -> list[str]:
+        """The arguments of `celery worker` that say the same."""
+        arguments = [
+            "worker",
+            f"--hostname={self.node.value}@%h",
+            f"--queues={','.join(queues_of(self.node))}",
+            f"--pool={self.pool}",
+            f"--concurrency={self.concurrency}",
+            f"--prefetch-multiplier={self.prefetch_multiplier}",
+            "-O",
+            "fair",  # a task goes to a free child, never into the pipe of a busy one
+            "--without-gossip",  # workers need no news of each other
+            "--without-mingle",
+            "--loglevel=INFO",
+        ]
+        for flag, value in (
+            ("--max-tasks-per-child", self.max_tasks_per_child),
+            ("--max-memory-per-child", self.max_memory_per_child_kib),
+            ("--soft-time-limit", self.soft_time_limit_s),
+            ("--time-limit", self.time_limit_s),
+        ):
+            if value is not None:
+                arguments.append(f"{flag}={value}")
+        return arguments
+
+
+def run_worker(app: Celery, options: WorkerOptions, *, heartbeat_file: Path | None, extra: Sequence[str] = ()) -> None:
+    """Consumes until a signal; leaves the process with its exit code.
+
+    SIGTERM finishes what runs and hands back what was only prefetched.
+    """
+    if heartbeat_file is not None:
+        app.steps["consumer"].add(_heartbeat_step(heartbeat_file))
+    if options.watchdog_s is not None:
+        Watchdog(options.watchdog_s).start()
+    app.worker_main([*options.command_line(), *extra])
+
+
+def _heartbeat_step(path: Path) -> type[bootsteps.StartStopStep]:
+    class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]
+        """Touches a file from the worker's own loop: a stuck loop shows, a broker that is away does not."""
+
+        requires = ("celery.worker.consumer.tasks:Tasks",)
+
+        def start(self, consumer: Any) -> None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            self.entry = consumer.timer.call_repeatedly(HEARTBEAT_INTERVAL_S, path.touch)
+
+        def stop(self, consumer: Any) -> None:
+            if entry := getattr(self, "entry", None):
+                entry.cancel()
+
+    return Heartbeat
+
+
+class Watchdog:
+    """Ends the process when one task runs longer than `limit_s`. For pools that know no time limits."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._begun: dict[str, float] = {}
+
+    def start(self) -> None:
+        """Watches every task of this process from now on."""
+        task_prerun.connect(self._begin, weak=False)
+        task_postrun.connect(self._end, weak=False)
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def _begin(self, task_id: str, **_: Any) -> None:
+        self._begun[task_id] = time.monotonic()
+
+    def _end(self, task_id: str, **_: Any) -> None:
+        self._begun.pop(task_id, None)
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(min(1.0, self._limit_s / 4))
+            now = time.monotonic()
+            for task_id, begun in list(self._begun.items()):
+                if now - begun > self._limit_s:
+                    log.critical("worker.watchdog", extra={"task_id": task_id, "limit_s": self._limit_s})
+                    # Not an exception: the stuck thread may hold any lock, and an unacknowledged message is safe.
+                    os.kill(os.getpid(), signal.SIGKILL)
