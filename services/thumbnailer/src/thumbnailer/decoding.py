@@ -310,16 +310,29 @@ def _converted_by_profile(image: Image.Image, profile_bytes: bytes | None) -> Im
             return None
         # Relative colorimetric with black point compensation is what browsers show, so the thumbnail looks like the
         # original.
-        return ImageCms.profileToProfile(
-            image,
+        transform = ImageCms.buildTransform(
             profile,
             ImageCms.createProfile("sRGB"),
+            image.mode,
+            "RGB",
             renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
-            outputMode="RGB",
             flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
         )
+        if image.mode == "RGB" and _changes_nothing(transform):
+            return image
+        return ImageCms.applyTransform(image, transform)
     except (ImageCms.PyCMSError, *DECODER_ERRORS):
         return None
+
+
+def _changes_nothing(transform: ImageCms.ImageCmsTransform) -> bool:
+    """Whether the transform leaves a grid of colours as they are, to one level: the profile is sRGB itself.
+
+    Most embedded profiles are. Finding out takes 2 ms, transforming 1600 x 1200 pixels 25 ms.
+    """
+    grid = np.stack(np.meshgrid(*[np.linspace(0, 255, 6, dtype=np.uint8)] * 3), axis=-1).reshape(1, -1, 3)
+    converted = ImageCms.applyTransform(Image.fromarray(grid), transform)
+    return converted is not None and int(np.abs(np.asarray(converted).astype(int) - grid).max()) <= 1
 
 
 def _exif(image: Image.Image, png_exif: bytes | None) -> Image.Exif:

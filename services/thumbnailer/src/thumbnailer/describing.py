@@ -86,14 +86,14 @@ def palette(image: Image.Image) -> list[Swatch]:
     `image` has mode RGB or RGBA; pixels that are more than half transparent do not count.
     """
     reduced = image.convert("RGBA")
-    reduced.thumbnail((96, 96), Image.Resampling.BOX)
+    reduced.thumbnail((64, 64), Image.Resampling.BOX)
     pixels = np.asarray(reduced).reshape(-1, 4)
     visible = np.ascontiguousarray(pixels[pixels[:, 3] >= 128, :3])
     if not len(visible):
         return []
     row = Image.fromarray(visible[None])
     quantized = row.quantize(
-        PALETTE_COLOURS, Image.Quantize.MEDIANCUT, kmeans=PALETTE_COLOURS, dither=Image.Dither.NONE
+        PALETTE_COLOURS, Image.Quantize.MEDIANCUT, kmeans=1, dither=Image.Dither.NONE
     )
     counts = np.bincount(np.asarray(quantized).ravel(), minlength=PALETTE_COLOURS)
     table = quantized.getpalette() or []

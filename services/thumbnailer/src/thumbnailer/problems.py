@@ -1,14 +1,18 @@
-"""Why a picture was refused: for good, because the next try would meet the same bytes."""
+"""Why a picture was refused for good: the next try would meet the same bytes."""
 
 from __future__ import annotations
 
+from darkroom.contracts.problems import problem
+from darkroom.errors import PermanentError
 
-class PictureProblem(Exception):  # noqa: N818 (it becomes a problem document, and is named as that)
+UNPROCESSABLE = 422
+
+
+class PictureProblem(PermanentError):  # noqa: N818 (it becomes a problem document, and is named as that)
     """The picture itself is at fault: its sender has to be told, and another try is useless.
 
-    `slug` is the stable end of the problem's type (`image-truncated`), `title` the same for every picture with this
-    slug, `detail` one sentence or two about this picture: the value, the limit and the remedy. `value`, `limit` and
-    `remedy` repeat those for programs; `value` and `limit` are None where the problem is not one of measure.
+    `problem.detail` says it in a sentence about this picture: the value, the limit and the remedy. `value` and `limit`
+    are None where it is not one of measure.
     """
 
     def __init__(
@@ -20,14 +24,15 @@ class PictureProblem(Exception):  # noqa: N818 (it becomes a problem document, a
         *,
         value: int | str | None = None,
         limit: int | str | None = None,
+        status: int = UNPROCESSABLE,
     ) -> None:
-        self.slug = slug
-        self.title = title
-        self.detail = f"{fault}. {remedy}."
-        self.value = value
-        self.limit = limit
-        self.remedy = remedy
-        super().__init__(self.detail)
+        detail = f"{fault}. {remedy}."
+        super().__init__(problem(slug, title, status, detail, value=value, limit=limit, remedy=remedy))
+
+    @property
+    def slug(self) -> str:
+        """The stable last part of the problem's type, such as `image-truncated`."""
+        return self.problem.slug
 
 
 def too_large(file_bytes: int, limit: int) -> PictureProblem:
@@ -38,6 +43,7 @@ def too_large(file_bytes: int, limit: int) -> PictureProblem:
         "Send a smaller or more strongly compressed file",
         value=file_bytes,
         limit=limit,
+        status=413,
     )
 
 
@@ -93,6 +99,7 @@ def unsupported(found: str, supported: str) -> PictureProblem:
         "Convert it to one of these formats",
         value=found,
         limit=supported,
+        status=415,
     )
 
 
