@@ -1,4 +1,4 @@
-"""Logs as JSON lines on standard output: a constant event name and fields, one formatter for ours and the libraries'."""
+"""Logs as JSON lines on standard output: an event name and fields; one formatter for ours and the libraries'."""
 
 import json
 import logging

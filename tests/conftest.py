@@ -1,0 +1,185 @@
+"""Private servers for the tests: a PostgreSQL, a Redis and a RabbitMQ of this run, on free loopback ports.
+
+A server that is missing fails the run with the command that installs it. `DARKROOM_TEST_BROKER_URL` names a RabbitMQ
+that runs already; its darkroom queues are emptied.
+"""
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+from uuid import uuid4
+
+import psycopg
+import pytest
+from kombu import Connection
+from redis import Redis
+from sqlalchemy import Engine
+
+from darkroom import topology
+from darkroom.celery_app import declare_topology
+from darkroom.database.engine import migrate, sync_engine
+from darkroom.settings import DatabaseSettings
+from darkroom_cli.servers import ChildProcess, PostgresServer, RabbitServer, RedisServer
+
+ResultT = TypeVar("ResultT")
+
+
+def eventually(check: Callable[[], ResultT], *, within_s: float = 30, every_s: float = 0.05) -> ResultT:
+    """The first true answer of `check`; fails when there is none before the deadline."""
+    deadline = time.monotonic() + within_s
+    while True:
+        answer = check()
+        if answer:
+            return answer
+        if time.monotonic() > deadline:
+            raise AssertionError(f"still {answer!r} after {within_s} s: {check.__doc__ or check}")
+        time.sleep(every_s)
+
+
+@pytest.fixture(scope="session")
+def server_folder() -> Iterator[Path]:
+    """A folder with a short path: PostgreSQL's socket path may have 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="dr-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def postgres(server_folder: Path) -> Iterator[PostgresServer]:
+    """The run's PostgreSQL, with a migrated template database."""
+    server = PostgresServer(server_folder / "postgres")
+    server.start()
+    _create_database(server.url, "darkroom_template")
+    engine = sync_engine(DatabaseSettings(database_url=_database_url(server.url, "darkroom_template")))
+    migrate(engine)
+    engine.dispose()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def database_url(postgres: PostgresServer) -> Iterator[str]:
+    """A fresh migrated database of this test."""
+    name = f"test_{uuid4().hex}"
+    _create_database(postgres.url, name, template="darkroom_template")
+    yield _database_url(postgres.url, name)
+    with psycopg.connect(_psycopg_url(postgres.url), autocommit=True) as connection:
+        connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """A pool on this test's database."""
+    engine = sync_engine(DatabaseSettings(database_url=database_url))
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def redis_server(server_folder: Path) -> Iterator[RedisServer]:
+    """The run's Redis."""
+    server = RedisServer(server_folder / "redis")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """The run's Redis, empty."""
+    with Redis.from_url(redis_server.url) as redis:
+        redis.flushall()
+    return redis_server.url
+
+
+@pytest.fixture(scope="session")
+def rabbit_url(server_folder: Path) -> Iterator[str]:
+    """The run's RabbitMQ."""
+    if url := os.environ.get("DARKROOM_TEST_BROKER_URL"):
+        yield url
+        return
+    server = RabbitServer(server_folder / "rabbitmq")
+    server.start()
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture
+def amqp_url(rabbit_url: str) -> str:
+    """The run's RabbitMQ, with the topology declared and every queue empty."""
+    with Connection(rabbit_url) as connection:
+        declare_topology(connection)
+        with connection.channel() as channel:
+            for queue in (*topology.CONSUMED_BY, topology.DEAD_LETTERS):
+                channel.queue_purge(queue)
+    return rabbit_url
+
+
+@pytest.fixture(params=["redis", "rabbitmq"])
+def broker_url(request: pytest.FixtureRequest) -> str:
+    """Each of the two brokers in turn."""
+    name = "redis_url" if request.param == "redis" else "amqp_url"
+    return str(request.getfixturevalue(name))
+
+
+@pytest.fixture
+def blob_url(tmp_path: Path) -> str:
+    """An empty blob store of this test."""
+    return (tmp_path / "blobs").as_uri()
+
+
+@pytest.fixture
+def service_env(database_url: str, redis_url: str, blob_url: str, broker_url: str, tmp_path: Path) -> dict[str, str]:
+    """The environment of a service on this test's servers: all settings that have no default, and small pools."""
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("DARKROOM_", "OTEL_"))},
+        "DARKROOM_DATABASE_URL": database_url,
+        "DARKROOM_DATABASE_POOL_SIZE": "5",
+        "DARKROOM_RESULT_URL": redis_url,
+        "DARKROOM_BROKER_URL": broker_url,
+        "DARKROOM_BLOB_URL": blob_url,
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+@pytest.fixture
+def spawn(service_env: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., ChildProcess]]:
+    """Starts a service's command as a child process: `spawn("darkroom-embedder", DARKROOM_BATCH_SIZE="4")`.
+
+    Its output is in `<tmp_path>/<name>.log` and is shown when the test fails.
+    """
+    started: list[tuple[ChildProcess, Path]] = []
+
+    def start(command: str, *arguments: str, **settings: str) -> ChildProcess:
+        executable = Path(sys.executable).with_name(command)
+        log = tmp_path / f"{len(started)}-{command}.log"
+        child = ChildProcess([str(executable), *arguments], log=log, env=service_env | settings, grace_s=40)
+        child.start()
+        started.append((child, log))
+        return child
+
+    yield start
+    for child, log in reversed(started):
+        child.stop()
+        with suppress(FileNotFoundError):
+            print(f"--- {log.name}\n{log.read_text()[-20_000:]}")
+
+
+def _create_database(server_url: str, name: str, template: str = "template1") -> None:
+    with psycopg.connect(_psycopg_url(server_url), autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+
+
+def _psycopg_url(url: str) -> str:
+    return url.replace("postgresql+psycopg://", "postgresql://")
+
+
+def _database_url(server_url: str, name: str) -> str:
+    """The server's URL with another database's name in place of its own."""
+    before, _, query = server_url.partition("?")
+    base = before.rpartition("/")[0]
+    return f"{base}/{name}" + (f"?{query}" if query else "")
