@@ -16,6 +16,10 @@ class PermanentError(DarkroomError):
         super().__init__(problem.detail)
         self.problem = problem
 
+    def __reduce__(self) -> "tuple[type[PermanentError], tuple[Problem]]":
+        # Celery carries errors from child to parent by pickle; subclasses with other arguments arrive as this class.
+        return PermanentError, (self.problem,)
+
     @classmethod
     def of(
         cls,

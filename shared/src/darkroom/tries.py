@@ -4,7 +4,13 @@ A broker counts deliveries too, but also those of a restart, and Redis does not 
 before bytes that may kill the process are touched, and removed as soon as they did not.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from redis import Redis
+from redis.exceptions import RedisError
+
+from darkroom.errors import PermanentError, TransientError
 
 MARKER_EXPIRES_S = 86_400
 """Long after any redelivery; a marker left behind costs 100 bytes."""
@@ -16,27 +22,57 @@ RUNS_ALONE_FROM = 2
 class TriesMarkers:
     """Counters under `tries:<task id>` in the result store."""
 
-    def __init__(self, redis: "Redis") -> None:
+    def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
     def begin(self, task_id: str) -> int:
-        """Counts a try that begins now; returns which one it is, from 1."""
+        """Counts a try that begins now; returns which one it is, from 1. Raises `TransientError` without Redis."""
         key = f"tries:{task_id}"
-        pipeline = self._redis.pipeline()
-        pipeline.incr(key)
-        pipeline.expire(key, MARKER_EXPIRES_S)
-        return int(pipeline.execute()[0])
+        try:
+            pipeline = self._redis.pipeline()
+            pipeline.incr(key)
+            pipeline.expire(key, MARKER_EXPIRES_S)
+            return int(pipeline.execute()[0])
+        except RedisError as error:
+            raise TransientError(f"the result store cannot keep a tries marker: {error}") from error
 
     def end(self, *task_ids: str) -> None:
-        """Forgets tasks whose process survived them."""
-        if task_ids:
-            self._redis.delete(*(f"tries:{task_id}" for task_id in task_ids))
+        """Forgets tasks whose process survived them. Raises `TransientError` without Redis."""
+        try:
+            if task_ids:
+                self._redis.delete(*(f"tries:{task_id}" for task_id in task_ids))
+        except RedisError as error:
+            raise TransientError(f"the result store cannot remove a tries marker: {error}") from error
 
-    def tries(self, task_id: str) -> int:
-        """How many tries began and did not end."""
-        return int(self._redis.get(f"tries:{task_id}") or 0)
+    @contextmanager
+    def guard(self, task_id: str) -> Iterator[None]:
+        """Marks a task that runs alone while it does what may kill its process.
+
+        Raises the permanent problem `killed-worker` instead of beginning, when a try that ran alone did not end.
+        """
+        if died_alone(self.begin(task_id)):
+            self.end(task_id)
+            raise killed_worker()
+        try:
+            yield
+        finally:
+            self.end(task_id)
 
 
 def died_alone(number: int) -> bool:
-    """Whether the try with this number may not begin: the one before it ran alone and killed its process."""
+    """Whether the try with this number may not begin: the one before it ran alone and did not end."""
     return number > RUNS_ALONE_FROM
+
+
+def killed_worker() -> PermanentError:
+    """The problem of a photo that killed the process which worked on it alone."""
+    return PermanentError.of(
+        "killed-worker",
+        "The photo killed its worker",
+        422,
+        f"Processing ended its worker process {RUNS_ALONE_FROM} times, the last time with nothing else in it.",
+        value=RUNS_ALONE_FROM,
+        limit=RUNS_ALONE_FROM,
+        remedy="Open the photo in an editor and export it again; if workers are short of memory, raise their limit "
+        "and retry the image.",
+    )

@@ -92,9 +92,7 @@ def palette(image: Image.Image) -> list[Swatch]:
     if not len(visible):
         return []
     row = Image.fromarray(visible[None])
-    quantized = row.quantize(
-        PALETTE_COLOURS, Image.Quantize.MEDIANCUT, kmeans=1, dither=Image.Dither.NONE
-    )
+    quantized = row.quantize(PALETTE_COLOURS, Image.Quantize.MEDIANCUT, kmeans=1, dither=Image.Dither.NONE)
     counts = np.bincount(np.asarray(quantized).ravel(), minlength=PALETTE_COLOURS)
     table = quantized.getpalette() or []
     swatches = [

@@ -129,3 +129,15 @@ def needs_too_much_memory(picture_format: str, width: int, height: int) -> Pictu
         "Scale it down, or save it as a baseline JPEG, which is decoded at reduced size",
         value=width * height,
     )
+
+
+def took_too_long(limit_s: int) -> PictureProblem:
+    """Decoding or rendering overran its time limit."""
+    return PictureProblem(
+        "image-took-too-long",
+        "The picture takes too long",
+        f"working on it took more than {limit_s} s",
+        "Export the picture again with fewer pixels or a simpler format, or raise DARKROOM_TASK_HARD_LIMIT_S",
+        value=limit_s,
+        limit=limit_s,
+    )

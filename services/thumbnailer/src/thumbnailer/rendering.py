@@ -10,26 +10,14 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from enum import StrEnum
 
 from PIL import Image
 
+from darkroom.contracts.base import OutputFormat, ThumbnailSize
 from thumbnailer.decoding import LONG_SIDE, SHORT_SIDE, Photo, fit
 
-MEDIUM_SIDE = 768
-SMALL_SIDE = 256
-
-
-class OutputFormat(StrEnum):
-    """How thumbnails are encoded; the proxy is always a JPEG."""
-
-    WEBP = "webp"
-    JPEG = "jpeg"
-    AVIF = "avif"
-
-    @property
-    def media_type(self) -> str:
-        return f"image/{self.value}"
+MEDIUM_SIDE = ThumbnailSize.MEDIUM.max_side_px
+SMALL_SIDE = ThumbnailSize.SMALL.max_side_px
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,176 @@
+"""The thumbnailer's side of the contracts: load, call a pure function, store, answer."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from celery import Celery
+from celery.exceptions import SoftTimeLimitExceeded
+from celery.worker.request import Request
+from pydantic import ValidationError
+
+from darkroom.celery_app import Delivery, bind, report_failure
+from darkroom.contracts import keys
+from darkroom.contracts.base import BlobKey, Message, ThumbnailSize
+from darkroom.contracts.messages import (
+    Described,
+    DescribedManifest,
+    Fence,
+    Nothing,
+    PaletteColour,
+    Prepare,
+    Prepared,
+    PreparedManifest,
+    PrepareQuery,
+    QueryPrepared,
+    Rendition,
+    Thumbnails,
+    Work,
+)
+from darkroom.contracts.tasks import FENCE, PREPARE, PREPARE_QUERY, THUMBNAILS
+from darkroom.errors import BlobMissingError, PermanentError
+from darkroom.storage import BlobStore
+from darkroom.tries import TriesMarkers
+from thumbnailer import decoding, describing, rendering
+from thumbnailer.decoding import Limits
+from thumbnailer.problems import took_too_long
+
+ManifestT = TypeVar("ManifestT", bound=Message)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a child process works with; built in the child, because connections do not survive a fork."""
+
+    store: BlobStore
+    tries: TriesMarkers
+    limits: Limits
+    soft_limit_s: int
+
+
+class Photo:
+    """The three tasks on pictures. One instance a child process."""
+
+    def __init__(self, resources: Resources) -> None:
+        self._store = resources.store
+        self._tries = resources.tries
+        self._limits = resources.limits
+        self._soft_limit_s = resources.soft_limit_s
+
+    def prepare(self, message: Prepare, delivery: Delivery) -> Prepared:
+        """Decodes an original once and leaves `large`, `proxy` and a manifest; skips what is there already."""
+        manifest_key = keys.prepared_key(message.sha256, message.recipe)
+        manifest = self._read_manifest(manifest_key, PreparedManifest)
+        if manifest is not None and self._all_there(manifest.large, manifest.proxy):
+            return Prepared(manifest=manifest_key)
+        data = self._store.get(keys.original_key(message.sha256))
+        with self._tries.guard(delivery.task_id), within_time(self._soft_limit_s):
+            photo = decoding.decode(data, self._limits)
+            large = rendering.render_large(photo, message.recipe.output)
+            proxy = rendering.render_proxy(photo)
+        large_key = keys.thumbnail_key(message.sha256, message.recipe, ThumbnailSize.LARGE)
+        manifest = PreparedManifest(
+            sha256=message.sha256,
+            format=photo.format,
+            width=photo.width,
+            height=photo.height,
+            frames=photo.frames,
+            has_alpha=photo.has_alpha,
+            taken_at=photo.taken_at,
+            large=self._keep(large_key, large),
+            proxy=self._keep(keys.proxy_key(message.sha256, message.recipe), proxy),
+        )
+        self._store.put(manifest_key, manifest.model_dump_json().encode())
+        return Prepared(manifest=manifest_key)
+
+    def thumbnails(self, message: Thumbnails, delivery: Delivery) -> Described:
+        """Renders `medium` and `small` and describes the picture; skips what is there already."""
+        manifest_key = keys.described_key(message.sha256, message.recipe)
+        manifest = self._read_manifest(manifest_key, DescribedManifest)
+        if manifest is not None and self._all_there(manifest.medium, manifest.small):
+            return Described(manifest=manifest_key)
+        large_key = keys.thumbnail_key(message.sha256, message.recipe, ThumbnailSize.LARGE)
+        large, proxy = self._store.get(large_key), self._store.get(keys.proxy_key(message.sha256, message.recipe))
+        with self._tries.guard(delivery.task_id), within_time(self._soft_limit_s):
+            source = rendering.thumbnail_source(proxy, large)
+            medium = rendering.render_medium(source, message.recipe.output)
+            small = rendering.render_small(source, message.recipe.output)
+            palette = tuple(
+                PaletteColour(hex=swatch.colour, share=swatch.permille / 1000) for swatch in describing.palette(source)
+            )
+            thumbhash, perceptual_hash = describing.thumbhash(source), describing.perceptual_hash(source)
+        manifest = DescribedManifest(
+            sha256=message.sha256,
+            medium=self._keep(keys.thumbnail_key(message.sha256, message.recipe, ThumbnailSize.MEDIUM), medium),
+            small=self._keep(keys.thumbnail_key(message.sha256, message.recipe, ThumbnailSize.SMALL), small),
+            thumbhash=thumbhash,
+            palette=palette,
+            perceptual_hash=perceptual_hash,
+        )
+        self._store.put(manifest_key, manifest.model_dump_json().encode())
+        return Described(manifest=manifest_key)
+
+    def prepare_query(self, message: PrepareQuery, delivery: Delivery) -> QueryPrepared:
+        """Decodes a search picture to a proxy; what is wrong with it is an answer, not an error."""
+        data = self._store.get(message.source)
+        try:
+            with self._tries.guard(delivery.task_id), within_time(self._soft_limit_s):
+                proxy = rendering.render_proxy(decoding.decode(data, self._limits))
+        except PermanentError as error:
+            return QueryPrepared(problem=error.problem)
+        self._store.put(message.proxy, proxy.data)
+        return QueryPrepared()
+
+    def _keep(self, key: BlobKey, rendition: rendering.Rendition) -> Rendition:
+        self._store.put(key, rendition.data)
+        return Rendition(key=key, width=rendition.width, height=rendition.height, bytes=len(rendition.data))
+
+    def _all_there(self, *renditions: Rendition) -> bool:
+        try:
+            return all(self._store.info(each.key).bytes == each.bytes for each in renditions)
+        except BlobMissingError:
+            return False
+
+    def _read_manifest(self, key: BlobKey, model: type[ManifestT]) -> ManifestT | None:
+        """The manifest, or None where there is none that can be read: then the work is done again."""
+        try:
+            return model.model_validate_json(self._store.get(key))
+        except (BlobMissingError, ValidationError):
+            return None
+
+
+@contextmanager
+def within_time(limit_s: int) -> Iterator[None]:
+    """Turns Celery's soft time limit into the photo's problem. It strikes between two steps of a decoder."""
+    try:
+        yield
+    except SoftTimeLimitExceeded as late:
+        raise took_too_long(limit_s) from late
+
+
+class PhotoRequest(Request):  # type: ignore[misc]
+    """A request whose photo fails when its child had to be killed for overrunning the hard time limit.
+
+    That happens inside a decoder's C code, which the soft limit cannot interrupt. The parent process tells.
+    """
+
+    def on_timeout(self, soft: bool, timeout: int) -> None:
+        super().on_timeout(soft, timeout)
+        message = self.kwargs.get("message", {})
+        if not soft and "generation" in message:
+            report_failure(self.app, Work.from_wire(message), took_too_long(timeout))
+
+
+def register(app: Celery, photo: Callable[[], Photo]) -> None:
+    """Binds the tasks; `photo()` is called in the child that runs one."""
+    on_photos: dict[str, Any] = {"Request": "thumbnailer.tasks:PhotoRequest"}
+    bind(app, PREPARE, lambda message, delivery: photo().prepare(message, delivery), **on_photos)
+    bind(app, THUMBNAILS, lambda message, delivery: photo().thumbnails(message, delivery), **on_photos)
+    bind(app, PREPARE_QUERY, lambda message, delivery: photo().prepare_query(message, delivery))
+    bind(app, FENCE, pass_fence)
+
+
+def pass_fence(message: Fence, delivery: Delivery) -> Nothing:
+    """Having been taken off its queue is all that a fence is for."""
+    return Nothing()

@@ -1,0 +1,81 @@
+"""The thumbnailer: a Celery prefork worker. `darkroom-thumbnailer --lane interactive|bulk`."""
+
+import argparse
+import os
+from functools import cache
+from pathlib import Path
+
+from celery import Celery
+from celery.signals import worker_process_init
+from redis import Redis
+
+from darkroom.celery_app import create_app
+from darkroom.contracts.base import Lane
+from darkroom.logs import configure_logs
+from darkroom.settings import BrokerSettings, LimitSettings, LogSettings, StorageSettings, TaskSettings, WorkerSettings
+from darkroom.storage import open_blob_store
+from darkroom.topology import Node
+from darkroom.tries import TriesMarkers
+from darkroom.worker import WorkerOptions, run_worker
+from thumbnailer.decoding import Limits
+from thumbnailer.tasks import Photo, Resources, register
+
+BULK_NICENESS = 10
+"""Bulk children give way to interactive ones: both lanes may have a slot for every core."""
+
+
+def create_thumbnailer(broker: BrokerSettings, tasks: TaskSettings, limits: LimitSettings, blob_url: str) -> Celery:
+    """The application with its tasks; a child process builds its connections at its first task."""
+    app = create_app("thumbnailer", broker, tasks)
+
+    @cache
+    def photo() -> Photo:
+        redis = Redis.from_url(broker.result_url.get_secret_value(), socket_timeout=5, socket_connect_timeout=2)
+        return Photo(
+            Resources(
+                open_blob_store(blob_url),
+                TriesMarkers(redis),
+                Limits(file_bytes=limits.max_upload_bytes, pixels=limits.max_pixels, frames=limits.max_frames),
+                tasks.task_soft_limit_s,
+            )
+        )
+
+    register(app, photo)
+    return app
+
+
+def options(lane: Lane, concurrency: int, tasks: TaskSettings) -> WorkerOptions:
+    """How the worker of one lane runs."""
+    return WorkerOptions(
+        node=Node.THUMBNAILER if lane is Lane.INTERACTIVE else Node.THUMBNAILER_BULK,
+        pool="prefork",  # untrusted bytes and C decoders: a child may die, leak or hang without the others
+        concurrency=concurrency or os.cpu_count() or 1,  # decoding is all CPU: more slots than cores only wait
+        prefetch_multiplier=1,  # a prefetched photo would wait behind a slow one while other slots are free
+        max_tasks_per_child=500,  # codecs leak slowly; a new child costs 20 ms
+        max_memory_per_child_kib=600_000,  # a 100 MP decode takes 400 MB; a child that keeps more goes after its task
+        soft_time_limit_s=tasks.task_soft_limit_s,  # the photo fails with a cause
+        time_limit_s=tasks.task_hard_limit_s,  # the child is killed: a decoder's C code does not hear the soft limit
+    )
+
+
+def main() -> None:
+    """Runs until a signal."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--lane", type=Lane, choices=list(Lane), default=Lane.INTERACTIVE)
+    lane = parser.parse_args().lane
+    worker, tasks = WorkerSettings(), TaskSettings()
+    configure_logs("thumbnailer", LogSettings())
+    app = create_thumbnailer(BrokerSettings(), tasks, LimitSettings(), StorageSettings().blob_url)
+    if lane is Lane.BULK:
+        worker_process_init.connect(give_way, weak=False)
+    heartbeat: Path | None = worker.heartbeat_file
+    run_worker(app, options(lane, worker.worker_concurrency, tasks), heartbeat_file=heartbeat)
+
+
+def give_way(**_: object) -> None:
+    """Lowers the CPU priority of a bulk child for good."""
+    os.nice(BULK_NICENESS)
+
+
+if __name__ == "__main__":
+    main()
