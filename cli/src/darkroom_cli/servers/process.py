@@ -16,6 +16,9 @@ from typing import Protocol
 # One old file is kept, so a process's logs take at most about twice this, plus what one run writes.
 MAX_LOG_BYTES = 10 * 1024 * 1024
 
+# How long a start waits for the last run on the same data, of which the guard may just be killing the rest.
+LOCK_WAIT_S = 5.0
+
 POLL_S = 0.05
 
 
@@ -81,7 +84,7 @@ class ChildProcess:
             return
         self._log.parent.mkdir(parents=True, exist_ok=True)
         rotate(self._log)
-        inherited = [] if self._lock is None else [lock_file(self._lock, wait_s=10.0)]
+        inherited = [] if self._lock is None else [lock_file(self._lock, wait_s=LOCK_WAIT_S)]
         try:
             with self._log.open("ab") as log:
                 self._child = subprocess.Popen(
