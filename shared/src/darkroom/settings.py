@@ -77,7 +77,7 @@ class RenderSettings(Settings):
     @property
     def recipe(self) -> Recipe:
         """The recipe that new dispatches carry."""
-        return Recipe(output=self.thumbnail_format)
+        return Recipe.current(self.thumbnail_format)
 
 
 class LimitSettings(Settings):

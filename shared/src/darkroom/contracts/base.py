@@ -67,5 +67,5 @@ class Message(Frozen):
         return cls.model_validate(payload, extra="ignore")
 
     def to_wire(self) -> dict[str, Any]:
-        """A JSON-compatible object, without the fields that have their default: older receivers may not know them."""
-        return self.model_dump(mode="json", exclude_defaults=True)
+        """A JSON-compatible object without the fields that are None. Defaults are sent: a later one may differ."""
+        return self.model_dump(mode="json", exclude_none=True)

@@ -1,5 +1,7 @@
 """Where every blob lies. Derived keys follow from hash and recipe, so running twice writes the same blobs."""
 
+from typing import Self
+
 from darkroom.contracts.base import BlobKey, Frozen, ModelId, OutputFormat, Sha256, ThumbnailSize
 
 RENDER_VERSION = 1
@@ -9,8 +11,13 @@ RENDER_VERSION = 1
 class Recipe(Frozen):
     """Everything besides the original that decides what its artefacts look like."""
 
-    output: OutputFormat = OutputFormat.WEBP
-    version: int = RENDER_VERSION
+    output: OutputFormat
+    version: int
+
+    @classmethod
+    def current(cls, output: OutputFormat = OutputFormat.WEBP) -> Self:
+        """The recipe of this release. Not defaults: a message that waits through an upgrade keeps its own version."""
+        return cls(output=output, version=RENDER_VERSION)
 
     @property
     def slug(self) -> str:

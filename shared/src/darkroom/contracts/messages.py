@@ -150,7 +150,7 @@ class PreparedManifest(Message):
     height: int = Field(ge=1)
     frames: int = Field(ge=1)
     has_alpha: bool
-    taken_at: datetime | None
+    taken_at: datetime | None = None
     large: Rendition
     proxy: Rendition
 
