@@ -69,8 +69,13 @@ def test_production_code_does_not_validate_with_assert(package: str) -> None:
 
 @pytest.mark.parametrize(
     ("folder", "may_need_the_database"),
-    [("services/gateway", True), ("services/scheduler", True), ("services/thumbnailer", False)]
-    + [("services/embedder", False), ("cli", False)],
+    [
+        ("services/gateway", True),
+        ("services/scheduler", True),
+        ("services/thumbnailer", False),
+        ("services/embedder", False),
+        ("cli", False),
+    ],
 )
 def test_only_gateway_and_scheduler_ask_for_the_database_extra(folder: str, may_need_the_database: bool) -> None:
     project = tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"]

@@ -1,0 +1,44 @@
+# The README's commands. Both install what they need into .venv on first use.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES := ./shared[database] services/gateway services/thumbnailer services/embedder services/scheduler cli[local]
+EDITABLE := $(foreach package,$(PACKAGES),-e $(package))
+SOURCES := $(wildcard shared/pyproject.toml services/*/pyproject.toml cli/pyproject.toml) constraints.txt
+
+.PHONY: demo up test check servers clean
+
+demo: $(VENV)/.installed  ## Start everything on this machine, upload samples, search them. ARGS=--exit ends by itself.
+	$(BIN)/darkroom demo $(ARGS)
+
+up: $(VENV)/.installed  ## Start everything on this machine and serve.
+	$(BIN)/darkroom up $(ARGS)
+
+test: $(VENV)/.installed-dev servers  ## Everything that must hold. ARGS goes to pytest.
+	$(MAKE) --no-print-directory check
+	$(BIN)/pytest $(ARGS)
+
+check: $(VENV)/.installed-dev  ## Style, types and walls, in seconds.
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy
+
+servers:  ## RabbitMQ for the tests: found, or installed on Debian as root, or the command to run is printed.
+	@sh tests/install-rabbitmq.sh
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
+	  { echo "Darkroom's local mode needs Python 3.11 or 3.12; say which with: make PYTHON=python3.11 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.python $(SOURCES)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt $(EDITABLE)
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement requirements-dev.txt
+	@touch $@
+
+clean:  ## Remove the environment and the local mode's data.
+	rm -rf $(VENV) .darkroom
