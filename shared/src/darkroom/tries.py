@@ -27,14 +27,26 @@ class TriesMarkers:
 
     def begin(self, task_id: str) -> int:
         """Counts a try that begins now; returns which one it is, from 1. Raises `TransientError` without Redis."""
-        key = f"tries:{task_id}"
+        return self.begin_together(task_id)[0]
+
+    def begin_together(self, *task_ids: str) -> list[int]:
+        """`begin` for each of a batch, in one round trip."""
         try:
             pipeline = self._redis.pipeline()
-            pipeline.incr(key)
-            pipeline.expire(key, MARKER_EXPIRES_S)
-            return int(pipeline.execute()[0])
+            for task_id in task_ids:
+                pipeline.incr(f"tries:{task_id}")
+                pipeline.expire(f"tries:{task_id}", MARKER_EXPIRES_S)
+            return [int(count) for count in pipeline.execute()[::2]]
         except RedisError as error:
             raise TransientError(f"the result store cannot keep a tries marker: {error}") from error
+
+    def unfinished(self, *task_ids: str) -> list[int]:
+        """How many tries of each task began and did not end. Raises `TransientError` without Redis."""
+        try:
+            counts = self._redis.mget([f"tries:{task_id}" for task_id in task_ids]) if task_ids else []
+            return [int(count or 0) for count in counts]
+        except RedisError as error:
+            raise TransientError(f"the result store cannot read a tries marker: {error}") from error
 
     def end(self, *task_ids: str) -> None:
         """Forgets tasks whose process survived them. Raises `TransientError` without Redis."""

@@ -5,7 +5,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -79,15 +80,25 @@ class WorkerOptions:
         return arguments
 
 
-def run_worker(app: Celery, options: WorkerOptions, *, heartbeat_file: Path | None, extra: Sequence[str] = ()) -> None:
+def run_worker(
+    app: Celery,
+    options: WorkerOptions,
+    *,
+    heartbeat_file: Path | None,
+    watchdog: "Watchdog | None" = None,
+    extra: Sequence[str] = (),
+) -> None:
     """Consumes until a signal; leaves the process with its exit code.
 
-    SIGTERM finishes what runs and hands back what was only prefetched.
+    SIGTERM finishes what runs and hands back what was only prefetched. A caller whose work happens outside of tasks
+    too passes the watchdog that it marks its units on.
     """
     if heartbeat_file is not None:
         app.steps["consumer"].add(_heartbeat_step(heartbeat_file))
-    if options.watchdog_s is not None:
-        Watchdog(options.watchdog_s).start()
+    if watchdog is None and options.watchdog_s is not None:
+        watchdog = Watchdog(options.watchdog_s)
+    if watchdog is not None:
+        watchdog.start()
     app.worker_main([*options.command_line(), *extra])
 
 
@@ -121,6 +132,15 @@ class Watchdog:
         task_prerun.connect(self._begin, weak=False)
         task_postrun.connect(self._end, weak=False)
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    @contextmanager
+    def unit(self, name: str) -> Iterator[None]:
+        """Watches one unit of work that is not a task, from any thread."""
+        self._begin(name)
+        try:
+            yield
+        finally:
+            self._end(name)
 
     def _begin(self, task_id: str, **_: Any) -> None:
         self._begun[task_id] = time.monotonic()
