@@ -95,6 +95,13 @@ def bound_publishing(app: Celery) -> None:
     app.conf.result_backend_transport_options = {
         "retry_policy": {"max_retries": 2, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.2}
     }
+    # A publisher that outlives its tasks must not subscribe to the result of each: nobody reads them there, the
+    # subscriptions are never ended, and with Redis away no task could be sent.
+    app.backend.on_task_call = _subscribe_to_nothing
+
+
+def _subscribe_to_nothing(producer: Any, task_id: str) -> dict[str, Any]:
+    return {}
 
 
 PUBLISH_OPTIONS: dict[str, Any] = {"retry": False, "confirm_timeout": 1, "timeout": 1}

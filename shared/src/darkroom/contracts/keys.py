@@ -19,6 +19,12 @@ class Recipe(Frozen):
         """The recipe of this release. Not defaults: a message that waits through an upgrade keeps its own version."""
         return cls(output=output, version=RENDER_VERSION)
 
+    @classmethod
+    def from_slug(cls, slug: str) -> Self:
+        """The recipe that has this slug; raises `ValueError` for anything else."""
+        version, _, output = slug.removeprefix("r").partition("-")
+        return cls(output=OutputFormat(output), version=int(version))
+
     @property
     def slug(self) -> str:
         """The recipe as a path segment, such as `r1-webp`."""

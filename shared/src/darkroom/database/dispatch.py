@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, func, insert, text, update
+from sqlalchemy import ColumnElement, Connection, func, insert, select, text, update
 
 from darkroom.contracts.base import Lane, ModelId, Sha256
 from darkroom.database.tables import backfills, originals, tasks
@@ -81,11 +81,11 @@ def lease(connection: Connection, limit: int, lease_s: float) -> list[Leased]:
 
 
 def stamp(connection: Connection, published: Iterable[Leased]) -> None:
-    """Marks originals as dispatched, unless a newer generation was leased meanwhile or they are finished already."""
+    """Marks originals as dispatched, unless a newer generation was leased or a dispatch asked for meanwhile."""
     for one in sorted(published, key=lambda each: each.sha256):
         connection.execute(
             update(originals)
-            .where(originals.c.sha256 == one.sha256, originals.c.generation == one.generation)
+            .where(_is_still_leased(one))
             .values(
                 dispatched_at=func.clock_timestamp(),
                 lease_until=None,
@@ -99,9 +99,18 @@ def release(connection: Connection, unpublished: Iterable[Leased], delay_s: floa
     for one in sorted(unpublished, key=lambda each: each.sha256):
         connection.execute(
             update(originals)
-            .where(originals.c.sha256 == one.sha256, originals.c.generation == one.generation)
+            .where(_is_still_leased(one))
             .values(lease_until=None, not_before=func.now() + func.make_interval(0, 0, 0, 0, 0, 0, delay_s))
         )
+
+
+def _is_still_leased(one: Leased) -> ColumnElement[bool]:
+    """Whoever clears a stamp ends the lease as well: what he asked for must not be stamped away."""
+    return (
+        (originals.c.sha256 == one.sha256)
+        & (originals.c.generation == one.generation)
+        & originals.c.lease_until.is_not(None)
+    )
 
 
 def lease_backfills(connection: Connection, limit: int, lease_s: float) -> list[LeasedBackfill]:
@@ -122,3 +131,30 @@ def stamp_backfills(connection: Connection, published: Iterable[LeasedBackfill])
             )
             .values(dispatched_at=func.clock_timestamp(), lease_until=None)
         )
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """What waits for dispatch: originals, the age of the oldest in seconds, and backfills."""
+
+    originals: int
+    oldest_s: float | None
+    backfills: int
+
+
+def backlog(connection: Connection) -> Backlog:
+    """How much the dispatcher has before it."""
+    waiting = connection.execute(
+        select(
+            func.count().label("originals"),
+            func.extract("epoch", func.now() - func.min(originals.c.created_at)).label("oldest_s"),
+        ).where(
+            originals.c.dispatched_at.is_(None),
+            originals.c.status.in_(["accepted", "processing"]),
+            originals.c.unreferenced_at.is_(None),
+        )
+    ).one()
+    missing = connection.scalar(select(func.count()).select_from(backfills).where(backfills.c.dispatched_at.is_(None)))
+    return Backlog(
+        int(waiting.originals), None if waiting.oldest_s is None else float(waiting.oldest_s), int(missing or 0)
+    )

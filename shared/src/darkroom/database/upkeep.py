@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Row, delete, func, insert, select, text, upda
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from darkroom.contracts.base import Lane, Sha256
-from darkroom.database.tables import events, fences, originals, periodic_jobs, tasks
+from darkroom.database.tables import events, fences, originals, periodic_jobs, tasks, usage_reports
 
 _BEAT_LOCK = 0x62656174  # "beat"
 
@@ -163,3 +163,8 @@ def job_finished(connection: Connection, name: str, summary: str, alarm: str | N
 def all_jobs(connection: Connection) -> Sequence[Row[Any]]:
     """Every periodic job's last run."""
     return connection.execute(select(periodic_jobs).order_by(periodic_jobs.c.name)).all()
+
+
+def newest_reports(connection: Connection, limit: int) -> Sequence[Row[Any]]:
+    """Up to `limit` usage reports, newest first."""
+    return connection.execute(select(usage_reports).order_by(usage_reports.c.period_start.desc()).limit(limit)).all()
