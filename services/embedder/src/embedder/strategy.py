@@ -1,0 +1,189 @@
+"""Micro-batching inside a solo worker: Celery's own requests, computed together, finished by Celery one by one.
+
+A message's way: its queue's consumer → Celery's default strategy, which makes the `Request` → the buffer → a batch on
+the model's thread → the consumer's ordinary `on_task_request`, which runs the task's body; that takes its outcome
+with `take_outcome`. So acknowledgements, retries, chords and results stay Celery's own. The worker's loop never
+computes: it goes on reading queues and answering the broker's heartbeats while a batch runs.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from celery import Celery, Task, bootsteps
+from celery.worker import state
+from celery.worker.request import Request
+from celery.worker.strategy import default
+from pydantic import ValidationError
+
+from darkroom.contracts.base import Lane
+from darkroom.contracts.messages import Embed
+from darkroom.contracts.tasks import TaskContract
+from embedder.batching import Buffer, Kind
+from embedder.embedding import Job, Outcome
+
+log = logging.getLogger(__name__)
+
+Compute = Callable[[Sequence[Job]], list[Outcome]]
+
+_outcome: ContextVar[Outcome | None] = ContextVar("outcome", default=None)
+"""The outcome of the one delivery that is being handed over: never found by task id, so never another delivery's."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A request that this worker holds, unacknowledged."""
+
+    request: Request
+    kind: Kind
+    job: Job
+
+
+class MicroBatches:
+    """The strategy of every batched task of one worker. All methods run on the worker's loop."""
+
+    def __init__(self, contracts: Sequence[TaskContract[Any, Any]], buffer: Buffer[Held], compute: Compute) -> None:
+        self._contracts = {contract.name: contract for contract in contracts}
+        self._buffer = buffer
+        self._compute = compute
+        self._model_thread = ThreadPoolExecutor(1, "model")
+        self._running: Future[list[Outcome]] | None = None
+        self._finished: deque[tuple[Held, Outcome]] = deque()
+        self._alarm: Any = None
+        self._consumer: Any = None
+
+    def __call__(self, task: Task, app: Celery, consumer: Any) -> Callable[..., Any]:
+        """Celery asks for the handler of a task's messages, once for each connection."""
+        self._consumer = consumer
+        handler: Callable[..., Any] = default(task, app, _BufferingConsumer(consumer, self._receive))
+        return handler
+
+    def consumer_step(self) -> type[bootsteps.StartStopStep]:
+        """Tells this object when a connection is gone, and with it every delivery that came over it."""
+        batches = self
+
+        class DropOnDisconnect(bootsteps.StartStopStep):  # type: ignore[misc]
+            requires = ("celery.worker.consumer.tasks:Tasks",)
+
+            def stop(self, consumer: Any) -> None:
+                batches.drop()
+
+        return DropOnDisconnect
+
+    def drop(self) -> None:
+        """Forgets every request and outcome: the broker delivers them again. What is computing ends unheard."""
+        self._buffer.clear()
+        self._finished.clear()
+        self._running = None
+
+    def take_outcome(self, job: Job) -> Outcome:
+        """What the body of a task returns or raises. Computed here and now for a request that was in no batch."""
+        outcome = _outcome.get()
+        if outcome is not None:
+            return outcome
+        return self._model_thread.submit(self._compute, [job]).result()[0]
+
+    def _receive(self, request: Request) -> None:
+        try:
+            held = self._held(request)
+        except ValidationError:
+            self._consumer.on_task_request(request)  # its body meets the same error, and fails as any task does
+            return
+        self._buffer.add(held.kind, held, time.monotonic())
+        self._begin_batch_if_due()
+
+    def _held(self, request: Request) -> Held:
+        message = self._contracts[request.task.name].arguments.from_wire(request.kwargs["message"])
+        if not isinstance(message, Embed):
+            kind = Kind.QUERY
+        else:
+            kind = Kind.BULK if message.lane is Lane.BULK else Kind.INTERACTIVE
+        return Held(request, kind, Job(request.id, message))
+
+    def _begin_batch_if_due(self) -> None:
+        while self._running is None and (due_at := self._buffer.due_at()) is not None:
+            if self._finished and not (self._buffer.has_query or self._buffer.is_full):
+                return  # each one handed over makes room for another delivery: the batch is still growing
+            wait_s = due_at - time.monotonic()
+            if wait_s > 0:
+                self._wake_after(wait_s)
+                return
+            # Celery acknowledges and records what was revoked or has expired; nothing is computed for it.
+            batch = [held for held in self._buffer.take() if not held.request.revoked()]
+            if batch:
+                self._begin(batch)
+
+    def _wake_after(self, wait_s: float) -> None:
+        def wake() -> None:
+            self._alarm = None
+            self._begin_batch_if_due()
+
+        if self._alarm is None:
+            self._alarm = self._consumer.timer.call_after(wait_s, wake)
+
+    def _begin(self, batch: list[Held]) -> None:
+        begun = time.monotonic()
+        hub = self._consumer.hub
+        running = self._running = self._model_thread.submit(self._compute, [held.job for held in batch])
+
+        def end(future: Future[list[Outcome]]) -> None:
+            if self._running is not running:
+                return  # the connection went away meanwhile
+            self._running = None
+            self._end(batch, future, time.monotonic() - begun)
+
+        running.add_done_callback(lambda future: hub.call_soon(end, future))
+
+    def _end(self, batch: list[Held], future: Future[list[Outcome]], seconds: float) -> None:
+        kinds = {kind.value: sum(held.kind is kind for held in batch) for kind in Kind}
+        log.info("embedder.batch", extra={"size": len(batch), "seconds": round(seconds, 4), **kinds})
+        if error := future.exception():
+            # Not one request's fault. A new process gets them all again, from the broker.
+            log.critical("embedder.broken", extra={"error": repr(error)})
+            state.should_stop = 1
+            return
+        done = list(zip(batch, future.result(), strict=True))
+        is_handing_over = bool(self._finished)
+        if batch[0].kind is Kind.QUERY:
+            self._finished.extendleft(reversed(done))  # a search does not wait for photos to be recorded
+        else:
+            self._finished.extend(done)
+        self._begin_batch_if_due()
+        if not is_handing_over:
+            self._hand_over_next()
+
+    def _hand_over_next(self) -> None:
+        """Gives one request to Celery, then lets the loop read and acknowledge before the next one."""
+        if not self._finished:
+            return
+        held, outcome = self._finished.popleft()
+        token = _outcome.set(outcome)
+        try:
+            self._consumer.on_task_request(held.request)
+        finally:
+            _outcome.reset(token)
+        if self._finished:
+            self._consumer.hub.call_soon(self._hand_over_next)
+        self._begin_batch_if_due()
+
+
+class _BufferingConsumer:
+    """What Celery's default strategy takes for the consumer; requests, also those with a countdown, go to the buffer."""
+
+    def __init__(self, consumer: Any, receive: Callable[[Request], None]) -> None:
+        self._consumer = consumer
+        self.on_task_request = receive
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._consumer, name)
+
+    def apply_eta_task(self, request: Request) -> None:
+        """Called when a retried request's time has come."""
+        state.task_reserved(request)
+        self.on_task_request(request)
+        self._consumer.qos.decrement_eventually()

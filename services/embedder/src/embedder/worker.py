@@ -1,0 +1,144 @@
+"""The embedder: a Celery solo worker around one model. `darkroom-embedder`."""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from celery import Celery
+from celery.signals import worker_ready
+from redis import Redis
+from transformers.utils import logging as transformers_logging
+
+from darkroom.celery_app import create_app, declare_topology, request
+from darkroom.contracts.base import Lane
+from darkroom.contracts.messages import RegisterModel
+from darkroom.contracts.tasks import EMBED, EMBED_TEXT, REGISTER_MODEL
+from darkroom.errors import ConfigurationError
+from darkroom.logs import configure_logs
+from darkroom.settings import BrokerSettings, LogSettings, ModelSettings, StorageSettings, TaskSettings, WorkerSettings
+from darkroom.storage import open_blob_store
+from darkroom.topology import Node
+from darkroom.tries import TriesMarkers
+from darkroom.worker import Watchdog, WorkerOptions, run_worker
+from embedder.batching import Buffer, Sizes
+from embedder.consumers import QueueConsumers
+from embedder.embedding import Embedding, Models
+from embedder.model import ClipModel, load_model
+from embedder.strategy import Compute, Held, MicroBatches
+from embedder.tasks import BATCHED, register
+
+log = logging.getLogger(__name__)
+
+REGISTER_RETRY_S = 5.0
+"""Until the model is known, no search works; a broker that is away comes back in its own time."""
+
+
+def create_embedder(
+    broker: BrokerSettings, tasks: TaskSettings, sizes: Sizes, batch_wait_ms: int, compute: Compute
+) -> Celery:
+    """The application with its tasks, a window for each queue, and a buffer before the model."""
+    app = create_app("embedder", broker, tasks)
+    buffer: Buffer[Held] = Buffer(sizes, batch_wait_ms / 1000)
+    batches = MicroBatches(BATCHED, buffer, compute)
+    register(app, batches)
+    app.steps["consumer"].add(batches.consumer_step())
+    windows = {
+        EMBED_TEXT.queue: sizes.query,
+        EMBED.queue_for(Lane.INTERACTIVE): sizes.interactive,
+        EMBED.queue_for(Lane.BULK): sizes.bulk,
+    }
+    app.amqp.Consumer = partial(QueueConsumers, windows=windows)
+    return app
+
+
+def serve(load: Callable[[str, ModelSettings], ClipModel] = load_model) -> None:
+    """Loads and warms the model, then consumes until a signal. Raises `ConfigurationError` before any message."""
+    settings, worker, tasks, broker = ModelSettings(), WorkerSettings(), TaskSettings(), BrokerSettings()
+    configure_logs("embedder", LogSettings())
+    transformers_logging.disable_default_handler()  # its lines are JSON too, by way of the root logger
+    transformers_logging.enable_propagation()
+    transformers_logging.disable_progress_bar()
+    threads = settings.model_threads or _available_cores()
+    # One pool of threads, and it is the model's: others on the same cores would only take turns with it.
+    torch.set_num_threads(threads)
+    torch.set_num_interop_threads(1)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+    begun = time.perf_counter()
+    model = load(settings.model, settings)
+    picture_s = model.warm_up(settings.batch_size)
+    sizes = Sizes.fitting(settings.batch_size, picture_s)
+    log.info(
+        "embedder.model_ready",
+        extra={
+            "model": model.reference.id,
+            "source": model.reference.source,
+            "dim": model.dim,
+            "device": str(model.device),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "threads": threads,
+            "seconds": round(time.perf_counter() - begun, 3),
+            "ms_per_picture": round(picture_s * 1000, 3),
+            "batch_size": sizes.batch,
+        },
+    )
+    redis = Redis.from_url(broker.result_url.get_secret_value(), socket_timeout=5, socket_connect_timeout=2)
+    watchdog = Watchdog(tasks.task_hard_limit_s)
+    embedding = Embedding(
+        Models(model, lambda source: load(source, settings)),
+        open_blob_store(StorageSettings().blob_url),
+        TriesMarkers(redis),
+        decoders=threads,
+        watch=watchdog.unit,
+    )
+    app = create_embedder(broker, tasks, sizes, settings.batch_wait_ms, embedding.run)
+    registration = RegisterModel(model=model.reference, dim=model.dim)
+    worker_ready.connect(lambda sender, **_: announce(app, registration, sender), weak=False)
+    run_worker(app, options(tasks), heartbeat_file=worker.heartbeat_file, watchdog=watchdog)
+
+
+def options(tasks: TaskSettings) -> WorkerOptions:
+    """How the worker runs. What it may hold of each queue is `Sizes`."""
+    return WorkerOptions(
+        node=Node.EMBEDDER,
+        pool="solo",  # the model is in memory once, and computes one batch at a time with every core
+        concurrency=1,
+        watchdog_s=tasks.task_hard_limit_s,  # solo knows no time limits; for one batch or one task
+    )
+
+
+def announce(app: Celery, registration: RegisterModel, consumer: Any) -> None:
+    """Tells the scheduler once which model is warm here; tries again every few seconds until that went through.
+
+    Once only: said again later, it would bring back a model that was replaced meanwhile.
+    """
+    try:
+        with app.connection_for_write() as connection:
+            declare_topology(connection)  # a message to a queue that nobody has declared yet would be dropped
+            request(app, REGISTER_MODEL, registration).apply_async(connection=connection, retry=False)
+    except Exception as error:  # whatever the transport raises
+        log.warning("embedder.model_not_registered", extra={"model": registration.model.id, "error": repr(error)})
+        consumer.timer.call_after(REGISTER_RETRY_S, announce, (app, registration, consumer))
+    else:
+        log.info("embedder.model_registered", extra={"model": registration.model.id})
+
+
+def _available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def main() -> None:
+    """Runs until a signal; a model that cannot be loaded ends it at once, with the remedy."""
+    try:
+        serve()
+    except ConfigurationError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
