@@ -8,10 +8,11 @@ from typing import Any
 from sqlalchemy import Connection, Row, delete, func, insert, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from darkroom.contracts.base import Lane, Sha256
-from darkroom.database.tables import events, fences, originals, periodic_jobs, tasks, usage_reports
+from darkroom.contracts.base import BlobKey, Lane, Sha256
+from darkroom.database.tables import backups, events, fences, originals, periodic_jobs, tasks, usage_reports
 
 _BEAT_LOCK = 0x62656174  # "beat"
+_JOB_LOCKS = 0x6A6F6273  # "jobs"
 
 
 def lead_beat(connection: Connection) -> bool:
@@ -60,6 +61,25 @@ def forget_fences(connection: Connection, before: datetime) -> int:
     return connection.execute(delete(fences).where(fences.c.sent_at < before)).rowcount
 
 
+def thin_fences(connection: Connection, before: datetime, keep_every_s: int) -> int:
+    """Of the fences older than `before` that came back, leaves each queue the first in every `keep_every_s` seconds.
+
+    Returns how many went. A long backlog needs old fences, but not every one of them.
+    """
+    statement = text(
+        """
+        WITH placed AS (
+            SELECT number, row_number() OVER (
+                PARTITION BY queue, floor(extract(epoch FROM sent_at) / :every) ORDER BY number
+            ) AS place
+            FROM fences WHERE sent_at < :before AND returned_at IS NOT NULL
+        )
+        DELETE FROM fences USING placed WHERE fences.number = placed.number AND placed.place > 1
+        """
+    )
+    return connection.execute(statement, {"before": before, "every": keep_every_s}).rowcount
+
+
 def overdue_originals(connection: Connection, lane: Lane, dispatched_before: datetime, limit: int) -> list[Sha256]:
     """Unfinished originals of a lane that were dispatched before that moment, oldest first."""
     return list(
@@ -74,6 +94,11 @@ def overdue_originals(connection: Connection, lane: Lane, dispatched_before: dat
             .limit(limit)
         )
     )
+
+
+def is_generation(connection: Connection, sha256: Sha256, generation: int) -> bool:
+    """Whether this is the newest dispatch of an original."""
+    return connection.scalar(select(originals.c.generation).where(originals.c.sha256 == sha256)) == generation
 
 
 def requeue_backfills(connection: Connection, dispatched_before: datetime) -> int:
@@ -119,6 +144,20 @@ def remove_swept(connection: Connection, sha256: Sha256) -> None:
     connection.execute(delete(originals).where(originals.c.sha256 == sha256, originals.c.status == "sweeping"))
 
 
+def claim_orphan(connection: Connection, sha256: Sha256) -> bool:
+    """Locks a hash that has no row, so that its blobs may be removed; false when it has one after all.
+
+    An upload of these bytes waits for the lock, then finds no blob and writes its own. `remove_swept` ends it.
+    """
+    statement = (
+        upsert(originals)
+        .values(sha256=sha256, bytes=0, lane=Lane.BULK.value, status="sweeping", unreferenced_at=func.now())
+        .on_conflict_do_nothing()
+        .returning(originals.c.sha256)
+    )
+    return connection.scalar(statement) is not None
+
+
 def known_originals(connection: Connection, shas: Sequence[Sha256]) -> set[Sha256]:
     """Those of `shas` that have a row."""
     return set(connection.scalars(select(originals.c.sha256).where(originals.c.sha256.in_(shas))))
@@ -134,6 +173,11 @@ def forget_events(connection: Connection, before: datetime) -> int:
     return connection.execute(
         delete(events).where(events.c.occurred_at < before, events.c.published_at.is_not(None))
     ).rowcount
+
+
+def lock_job(connection: Connection, name: str) -> bool:
+    """Whether this connection may run the job, from now until it closes; false while another one runs it."""
+    return bool(connection.scalar(select(func.pg_try_advisory_lock(_JOB_LOCKS, func.hashtext(name)))))
 
 
 def job_scheduled(connection: Connection, name: str, at: datetime) -> None:
@@ -168,3 +212,34 @@ def all_jobs(connection: Connection) -> Sequence[Row[Any]]:
 def newest_reports(connection: Connection, limit: int) -> Sequence[Row[Any]]:
     """Up to `limit` usage reports, newest first."""
     return connection.execute(select(usage_reports).order_by(usage_reports.c.period_start.desc()).limit(limit)).all()
+
+
+def save_report(connection: Connection, start: datetime, end: datetime, report: dict[str, Any]) -> None:
+    """Keeps a period's usage report, in place of the one before."""
+    statement = upsert(usage_reports).values(period_start=start, period_end=end, report=report)
+    connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=["period_start"],
+            set_={"period_end": end, "report": statement.excluded.report, "created_at": func.now()},
+        )
+    )
+
+
+def record_backup(connection: Connection, key: BlobKey, size: int, sha256: str) -> None:
+    """Makes a verified backup known."""
+    connection.execute(insert(backups).values(key=key, bytes=size, sha256=sha256))
+
+
+def backups_beyond(connection: Connection, kept: int) -> list[BlobKey]:
+    """The backups that are older than the newest `kept`."""
+    return list(connection.scalars(select(backups.c.key).order_by(backups.c.created_at.desc()).offset(kept)))
+
+
+def known_backups(connection: Connection) -> set[BlobKey]:
+    """Every backup that has a row."""
+    return set(connection.scalars(select(backups.c.key)))
+
+
+def forget_backup(connection: Connection, key: BlobKey) -> None:
+    """Removes the row of a backup whose blob is gone."""
+    connection.execute(delete(backups).where(backups.c.key == key))

@@ -78,6 +78,29 @@ def filling_model(connection: Connection) -> Row[Any] | None:
     ).one_or_none()
 
 
+def present_model(connection: Connection) -> Row[Any] | None:
+    """The model of the embedder that started last: the only one whose vectors can be made now."""
+    return connection.execute(select(models).order_by(models.c.seen_at.desc()).limit(1)).one_or_none()
+
+
+def knows_model(connection: Connection, model_id: ModelId) -> bool:
+    """Whether this model has registered."""
+    return connection.scalar(select(models.c.id).where(models.c.id == model_id)) is not None
+
+
+def forget_backfills_except(connection: Connection, model_id: ModelId) -> int:
+    """Removes what was planned for models that no embedder holds any more; returns how many."""
+    return connection.execute(backfills.delete().where(backfills.c.model_id != model_id)).rowcount
+
+
+def stubborn_backfills(connection: Connection, sent_at_least: int) -> int:
+    """How many backfills were sent that often without getting a vector."""
+    return int(
+        connection.scalar(select(func.count()).select_from(backfills).where(backfills.c.generation >= sent_at_least))
+        or 0
+    )
+
+
 def plan_backfill(connection: Connection, model_id: ModelId, limit: int) -> int:
     """Adds finished originals without a vector of this model to the backfill; returns how many still lack one."""
     connection.execute(
