@@ -65,6 +65,8 @@ def create_app(name: str, broker: BrokerSettings, tasks: TaskSettings) -> Celery
         # Reconnect for ever: a worker that gives up needs a person.
         broker_connection_max_retries=None,
         broker_transport_options=_transport_options(broker_url, tasks),
+        # Our own: `bind` gives it to every task.
+        darkroom_max_retries=tasks.task_max_retries,
     )
     return app
 
@@ -180,7 +182,7 @@ def bind(
     return app.task(
         bind=True,
         name=contract.name,
-        max_retries=options.pop("max_retries", app.conf.get("darkroom_max_retries", 3)),
+        max_retries=options.pop("max_retries", app.conf.darkroom_max_retries),
         throws=(PermanentError, Ignore, Reject),
         **options,
     )(run)
