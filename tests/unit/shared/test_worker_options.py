@@ -1,0 +1,68 @@
+"""A worker's options: what its pool would ignore is refused, and what it gets is what the command line says."""
+
+import pytest
+
+from darkroom.errors import ConfigurationError
+from darkroom.topology import CONSUMED_BY, Node, queues_of
+from darkroom.worker import WorkerOptions
+
+ONLY_PREFORK = ("max_tasks_per_child", "max_memory_per_child_kib", "soft_time_limit_s", "time_limit_s")
+
+
+@pytest.mark.parametrize("pool", ["solo", "threads"])
+@pytest.mark.parametrize("option", ONLY_PREFORK)
+def test_an_option_that_its_pool_would_ignore_is_refused_with_a_remedy(pool: str, option: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"the {pool} pool ignores {option}: use watchdog_s"):
+        WorkerOptions(Node.FINALIZE, pool, concurrency=1, **{option: 5})  # type: ignore[arg-type]
+
+
+def test_prefork_refuses_a_watchdog_because_it_has_time_limits() -> None:
+    with pytest.raises(ConfigurationError, match="time_limit_s"):
+        WorkerOptions(Node.THUMBNAILER, "prefork", concurrency=2, watchdog_s=5)
+
+
+def test_solo_runs_one_task_at_a_time() -> None:
+    with pytest.raises(ConfigurationError, match="not 2"):
+        WorkerOptions(Node.EMBEDDER, "solo", concurrency=2)
+
+
+def test_every_option_is_on_the_command_line() -> None:
+    arguments = WorkerOptions(
+        Node.THUMBNAILER,
+        "prefork",
+        concurrency=3,
+        prefetch_multiplier=1,
+        max_tasks_per_child=500,
+        max_memory_per_child_kib=600_000,
+        soft_time_limit_s=25,
+        time_limit_s=30,
+    ).command_line()
+
+    assert {
+        "--queues=prepare,prepare.query,thumbnails",
+        "--pool=prefork",
+        "--concurrency=3",
+        "--prefetch-multiplier=1",
+        "--max-tasks-per-child=500",
+        "--max-memory-per-child=600000",
+        "--soft-time-limit=25",
+        "--time-limit=30",
+    } <= set(arguments)
+    assert arguments[arguments.index("-O") + 1] == "fair"
+
+
+def test_an_option_that_was_not_given_is_left_to_celery() -> None:
+    arguments = WorkerOptions(Node.FINALIZE, "threads", concurrency=4, watchdog_s=60).command_line()
+
+    assert not [each for each in arguments if each.startswith(("--max-", "--soft-", "--time-"))]
+
+
+def test_the_nodes_share_the_queues_out_without_rest() -> None:
+    shared_out = [queue for node in Node for queue in queues_of(node)]
+
+    assert sorted(shared_out) == sorted(CONSUMED_BY)
+
+
+def test_no_node_takes_work_of_both_lanes_where_bulk_could_fill_its_slots() -> None:
+    for node in (Node.THUMBNAILER, Node.THUMBNAILER_BULK):
+        assert len({queue.endswith(".bulk") for queue in queues_of(node)}) == 1
