@@ -3,6 +3,7 @@
 import os
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -88,9 +89,12 @@ class FileWriter:
 
     def place(self, key: str) -> None:
         target = self._store.path(key)
-        if target.is_file() and target.stat().st_size == self._bytes:
-            sync_folder(target.parent)  # whoever placed the same content may have died before this
-            return
+        try:
+            if target.stat().st_size == self._bytes:
+                sync_folder(target.parent)  # whoever placed the same content may have died before this
+                return
+        except FileNotFoundError:
+            pass
         move_durably(self.path, target)
 
     def discard(self) -> None:
@@ -106,8 +110,8 @@ class FileStore:
         (root / INCOMING).mkdir(parents=True, exist_ok=True)
 
     def path(self, key: str) -> Path:
-        """Where a key's bytes lie; raises `ValueError` for a key that would leave the folder."""
-        if key.startswith("/") or ".." in key.split("/"):
+        """Where a key's bytes lie; raises `ValueError` for a key that would leave the folder or has a second name."""
+        if any(part in ("", ".", "..") for part in key.split("/")):
             raise ValueError(f"{key!r} is not a blob key")
         return self.root / key
 
@@ -189,15 +193,16 @@ def open_blob_store(url: str) -> BlobStore:
 def move_durably(source: Path, target: Path) -> None:
     """Renames a synced file to its final name, making folders as needed; each new entry is on stable storage."""
     while True:
-        make_folder(target.parent)
         try:
+            make_folder(target.parent)
             source.replace(target)
+            break
         except FileNotFoundError:
+            # A folder was empty, and `delete` took it between two of our steps: make it again.
             if not source.exists():
                 raise
-            continue  # the folder was empty, and deleted between the two lines
+    with suppress(FileNotFoundError):  # deleted again already, with its folder
         sync_folder(target.parent)
-        return
 
 
 def make_folder(folder: Path) -> None:
