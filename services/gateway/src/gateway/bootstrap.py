@@ -1,0 +1,95 @@
+"""Everything that a running gateway consists of, made once and ended in order."""
+
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from anyio.to_thread import run_sync
+from redis.asyncio import Redis
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from darkroom.celery_app import bound_publishing, create_app
+from darkroom.database.engine import async_engine, sync_engine
+from darkroom.storage import BlobStore, open_blob_store
+from gateway.broker import BrokerLink
+from gateway.dispatcher import CHANNEL as DISPATCH_CHANNEL
+from gateway.dispatcher import Dispatcher
+from gateway.notifications import listen
+from gateway.relay import CHANNEL as EVENTS_CHANNEL
+from gateway.relay import Relay
+from gateway.search import Search
+from gateway.settings import GatewaySettings
+
+STOP_S = 10.0
+"""Longest publish of a thread that is asked to end, and some."""
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """One process's parts."""
+
+    settings: GatewaySettings
+    engine: AsyncEngine
+    store: BlobStore
+    results: Redis
+    search: Search
+    dispatcher: Dispatcher
+    relay: Relay
+    broker: BrokerLink
+    """The dispatcher's."""
+
+    def wake(self) -> None:
+        """Has new rows dispatched and new events published at once."""
+        self.dispatcher.bell.set()
+        self.relay.bell.set()
+
+
+@asynccontextmanager
+async def running(settings: GatewaySettings) -> AsyncIterator[Gateway]:
+    """A gateway whose threads run inside the block. Needs no server to be there at the start."""
+    app = create_app("gateway", settings, settings)
+    bound_publishing(app)
+    links = {name: BrokerLink(app) for name in ("dispatcher", "relay", "search")}
+    engine, thread_engine = async_engine(settings), sync_engine(settings)
+    store = open_blob_store(settings.blob_url)
+    # No timeout for reads: a search waits for its answer as long as its own limit allows.
+    results = Redis.from_url(settings.result_url.get_secret_value(), socket_connect_timeout=0.5, socket_timeout=None)
+    dispatcher = Dispatcher(
+        thread_engine,
+        app,
+        links["dispatcher"],
+        settings.recipe,
+        batch=settings.dispatch_batch,
+        lease_s=settings.dispatch_lease_s,
+    )
+    relay = Relay(thread_engine, links["relay"])
+    search = Search(engine, app, links["search"], results, store, timeout_s=settings.search_timeout_ms / 1000)
+    bells = {DISPATCH_CHANNEL: dispatcher.bell, EVENTS_CHANNEL: relay.bell}
+    stop = threading.Event()
+    listening = (settings.database_url.get_secret_value(), bells, stop)
+    threads = [threading.Thread(target=listen, args=listening, name="notifications", daemon=True)]
+    if settings.dispatcher_enabled:
+        threads.append(threading.Thread(target=dispatcher.run, args=(stop,), name="dispatcher", daemon=True))
+    if settings.relay_enabled:
+        threads.append(threading.Thread(target=relay.run, args=(stop,), name="relay", daemon=True))
+    for thread in threads:
+        thread.start()
+
+    def end() -> None:
+        stop.set()
+        for bell in bells.values():
+            bell.set()
+        for thread in threads:
+            thread.join(STOP_S)
+        search.close()
+        for link in links.values():
+            link.close()
+        thread_engine.dispose()
+
+    try:
+        yield Gateway(settings, engine, store, results, search, dispatcher, relay, links["dispatcher"])
+    finally:
+        await run_sync(end)
+        await results.aclose()
+        await engine.dispose()

@@ -1,0 +1,124 @@
+"""The only place that starts workflows: leases what waits, publishes it, and stamps what the broker confirmed."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from celery import Celery
+from celery.canvas import Signature
+from sqlalchemy import Engine
+
+from darkroom.celery_app import PUBLISH_OPTIONS
+from darkroom.contracts.keys import Recipe
+from darkroom.database import dispatch
+from darkroom.database.dispatch import Leased, LeasedBackfill
+from darkroom.workflow import Dispatch, embedding_backfill, image_workflow
+from gateway.broker import BrokerLink
+
+log = logging.getLogger(__name__)
+
+CHANNEL = "darkroom_dispatch"
+"""Notified by whoever clears a dispatch stamp."""
+
+POLL_S = 1.0
+"""How late a dispatch may be that nobody told us of."""
+
+MAX_PAUSE_S = 5.0
+"""Between two attempts while the broker or the database is away: how long after their return work goes on."""
+
+LeasedT = TypeVar("LeasedT", Leased, LeasedBackfill)
+
+
+class Dispatcher:
+    """Runs in a thread of its own; any number of them, in any number of processes, share the work."""
+
+    def __init__(
+        self, engine: Engine, app: Celery, link: BrokerLink, recipe: Recipe, *, batch: int, lease_s: float
+    ) -> None:
+        self._engine = engine
+        self._app = app
+        self._link = link
+        self._recipe = recipe
+        self._batch = batch
+        self._lease_s = lease_s
+        self.bell = threading.Event()
+        """Set it to have the dispatcher look at once."""
+
+    def run(self, stop: threading.Event) -> None:
+        """Dispatches until `stop` is set (ring the bell as well); outlives every outage of broker and database."""
+        failures = 0
+        while not stop.is_set():
+            self.bell.clear()
+            try:
+                is_idle = not self.dispatch_once()
+                if is_idle:
+                    self._link.check()
+                failures = 0
+            except Exception as error:  # a thread that ends would end all dispatching, silently
+                failures += 1
+                pause_s = min(MAX_PAUSE_S, 0.1 * 2**failures)
+                log.warning("dispatcher.pause", extra={"error": repr(error), "pause_s": pause_s})
+                stop.wait(pause_s)
+                continue
+            if is_idle:
+                self.bell.wait(POLL_S)
+
+    def dispatch_once(self) -> int:
+        """Dispatches one batch, backfills only when no photo waits; returns how many. Raises what stopped it."""
+        if not self._link.is_connected:
+            self._link.check()  # a lease without a broker would only use up generations and task ids
+        deadline = time.monotonic() + self._lease_s / 2
+        with self._engine.begin() as connection:
+            leased = dispatch.lease(connection, self._batch, self._lease_s)
+        if leased:
+            return self._dispatch_originals(leased, deadline)
+        with self._engine.begin() as connection:
+            backfills = dispatch.lease_backfills(connection, self._batch, self._lease_s)
+        if backfills:
+            return self._dispatch_backfills(backfills, deadline)
+        return 0
+
+    def _dispatch_originals(self, leased: Sequence[Leased], deadline: float) -> int:
+        published, failure = self._publish(leased, self._workflow, deadline)
+        with self._engine.begin() as connection:
+            dispatch.stamp(connection, published)
+        for one in published:
+            log.info("dispatcher.dispatched", extra={"sha256": one.sha256, "generation": one.generation})
+        with self._engine.begin() as connection:
+            # At once: what holds us back is the pause above, and another gateway may have a broker that works.
+            dispatch.release(connection, leased[len(published) :], 0)
+        if failure is not None:
+            raise failure
+        return len(published)
+
+    def _dispatch_backfills(self, leased: Sequence[LeasedBackfill], deadline: float) -> int:
+        published, failure = self._publish(leased, self._backfill, deadline)
+        with self._engine.begin() as connection:
+            dispatch.stamp_backfills(connection, published)
+        if failure is not None:
+            raise failure
+        return len(published)
+
+    def _publish(
+        self, leased: Sequence[LeasedT], canvas: Callable[[LeasedT], Signature], deadline: float
+    ) -> tuple[Sequence[LeasedT], Exception | None]:
+        """Those that the broker confirmed, a first part of `leased`, and what came in the way of the others."""
+        count = 0
+        try:
+            with self._link.connection() as connection:
+                for one in leased:
+                    if time.monotonic() > deadline:
+                        break  # a slow broker: stop long before another dispatcher may take the rest
+                    canvas(one).apply_async(connection=connection, **PUBLISH_OPTIONS)
+                    count += 1
+        except Exception as error:
+            return leased[:count], error
+        return leased[:count], None
+
+    def _workflow(self, one: Leased) -> Signature:
+        return image_workflow(self._app, Dispatch(one.sha256, one.generation, one.lane, self._recipe))
+
+    def _backfill(self, one: LeasedBackfill) -> Signature:
+        return embedding_backfill(self._app, one.sha256, Recipe.from_slug(one.recipe), one.generation)

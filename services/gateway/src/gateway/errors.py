@@ -1,0 +1,20 @@
+"""What the gateway cannot do at the moment, through no fault of the request."""
+
+from darkroom.contracts.problems import Problem, problem
+from darkroom.errors import TransientError
+
+RETRY_AFTER_S = 2
+"""What a client is told: the dispatcher's and the pools' own pauses are of that order."""
+
+
+class UnavailableError(TransientError):
+    """Another part of the system is away; `problem` says which, and the same request will work later."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.detail)
+        self.problem = problem
+
+    @classmethod
+    def of(cls, slug: str, title: str, detail: str, *, limit: int | None = None, remedy: str) -> "UnavailableError":
+        """The error for a problem of status 503."""
+        return cls(problem(slug, title, 503, detail, limit=limit, remedy=remedy))

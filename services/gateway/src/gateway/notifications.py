@@ -1,0 +1,38 @@
+"""PostgreSQL notifications as events that a thread can wait for."""
+
+import logging
+import threading
+from collections.abc import Mapping
+
+import psycopg
+from psycopg import sql
+from sqlalchemy import make_url
+
+log = logging.getLogger(__name__)
+
+PAUSE_S = 1.0
+"""Between two attempts to connect, and longest time until a stop is seen."""
+
+
+def listen(database_url: str, bells: Mapping[str, threading.Event], stop: threading.Event) -> None:
+    """Sets the event of a channel whenever something is notified on it, until `stop`. Runs in a thread of its own.
+
+    Notifications are only there for speed: whoever waits also looks by itself every second, so a lost connection
+    costs no more than that.
+    """
+    url = make_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
+    while not stop.is_set():
+        try:
+            with psycopg.connect(url, autocommit=True, connect_timeout=5) as connection:
+                for channel in bells:
+                    connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+                for bell in bells.values():
+                    bell.set()  # something may have come while nobody listened
+                while not stop.is_set():
+                    for notification in connection.notifies(timeout=PAUSE_S):
+                        bells[notification.channel].set()
+                        if stop.is_set():
+                            break
+        except psycopg.Error as error:
+            log.warning("notifications.lost", extra={"error": str(error)})
+            stop.wait(PAUSE_S)

@@ -1,0 +1,98 @@
+"""Publishes events: numbers what was committed, sends it to the broker in that order, stamps what was confirmed."""
+
+import logging
+import threading
+
+from kombu import Producer
+from sqlalchemy import Connection, Engine
+
+from darkroom import topology
+from darkroom.contracts.events import Event
+from darkroom.database import events
+from gateway.broker import BrokerLink
+
+log = logging.getLogger(__name__)
+
+CHANNEL = "darkroom_events"
+"""Notified by whoever has committed an event."""
+
+POLL_S = 1.0
+MAX_PAUSE_S = 5.0
+BATCH = 100
+
+
+class Relay:
+    """Runs in a thread of its own. Of all of them, in all processes, one leads: the one that holds the lock."""
+
+    def __init__(self, engine: Engine, link: BrokerLink) -> None:
+        self._engine = engine
+        self._link = link
+        self.bell = threading.Event()
+        """Set it to have the relay look at once."""
+
+    def run(self, stop: threading.Event) -> None:
+        """Publishes until `stop` is set (ring the bell as well); outlives every outage of broker and database."""
+        failures = 0
+        while not stop.is_set():
+            try:
+                with self._engine.connect() as connection:
+                    # The lock belongs to the session, which must end with us and not go back to the pool.
+                    connection.detach()
+                    while not stop.is_set() and not _lead(connection):
+                        stop.wait(POLL_S)
+                    while not stop.is_set():
+                        self.bell.clear()
+                        is_idle = not self.publish_once(connection)
+                        failures = 0
+                        if is_idle:
+                            self.bell.wait(POLL_S)
+            except Exception as error:  # a thread that ends would end all events, silently
+                failures += 1
+                pause_s = min(MAX_PAUSE_S, 0.1 * 2**failures)
+                log.warning("relay.pause", extra={"error": repr(error), "pause_s": pause_s})
+                stop.wait(pause_s)
+
+    def publish_once(self, connection: Connection) -> int:
+        """Publishes up to a batch of events over the leader's own connection; returns how many. Raises what stopped it.
+
+        When the connection is lost, so is the lock: nothing is numbered by two relays at once.
+        """
+        events.number_events(connection, BATCH)
+        waiting = events.unpublished_events(connection, BATCH)
+        connection.commit()  # no transaction is open while we talk to the broker
+        confirmed: list[int] = []
+        try:
+            if waiting:
+                with self._link.connection() as broker:
+                    producer = Producer(broker, auto_declare=False)
+                    for event in waiting:
+                        _publish(producer, event)
+                        confirmed.append(event.id)
+        finally:
+            if confirmed:
+                events.stamp_events(connection, confirmed)
+                connection.commit()
+        return len(confirmed)
+
+
+def _lead(connection: Connection) -> bool:
+    is_leader = events.lead_relay(connection)
+    connection.commit()
+    if is_leader:
+        log.info("relay.leading")
+    return is_leader
+
+
+def _publish(producer: Producer, event: Event) -> None:
+    producer.publish(
+        event.to_wire(),
+        exchange=topology.EVENTS.name,
+        routing_key=event.type.value,
+        serializer="json",
+        delivery_mode="persistent",
+        message_id=str(event.id),
+        type=event.type.value,
+        retry=False,
+        timeout=1,
+        confirm_timeout=1,
+    )

@@ -1,0 +1,70 @@
+"""The REST application."""
+
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.bootstrap import running
+from gateway.rest import images, pages, problems, searches, system
+from gateway.settings import GatewaySettings
+
+log = logging.getLogger(__name__)
+
+
+def create_app(settings: GatewaySettings) -> FastAPI:
+    """The application; its threads and connections live as long as its lifespan."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with running(settings) as gateway:
+            app.state.gateway = gateway
+            yield
+
+    app = FastAPI(
+        title="Darkroom",
+        summary="Photos go in; thumbnails, embeddings and search come out.",
+        version=version("darkroom-gateway"),
+        lifespan=lifespan,
+        docs_url=None,  # these load their scripts from elsewhere; ours is in pages.py
+        redoc_url=None,
+    )
+    problems.install(app)
+    for module in (images, searches, system, pages):
+        app.include_router(module.router)
+    app.add_middleware(RequestLog)
+    return app
+
+
+class RequestLog:
+    """One log line a request, and headers that every answer has."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status = time.monotonic(), 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-content-type-options", b"nosniff")]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        finally:
+            # Probes come every second; what they find is in their answers.
+            level = logging.DEBUG if scope["path"] in ("/healthz", "/readyz") else logging.INFO
+            duration_s = round(time.monotonic() - started, 4)
+            fields = {"method": scope["method"], "path": scope["path"], "status": status, "duration_s": duration_s}
+            log.log(level, "http.request", extra=fields)

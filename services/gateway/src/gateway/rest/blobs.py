@@ -1,0 +1,135 @@
+"""Pictures as HTTP answers: conditional, in ranges, cached for ever, and never run by a browser."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from anyio.to_thread import run_sync
+from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
+
+from darkroom.contracts.base import BlobKey
+from darkroom.errors import PermanentError
+from darkroom.storage import BlobStore
+from gateway.rest.problems import ProblemResponse
+from gateway.sniffing import MEDIA_TYPES, SNIFF_BYTES, sniff
+
+AT_ONCE_BYTES = 256 * 1024
+"""Thumbnails are below it, and go out after one change of threads instead of one for each piece."""
+
+
+@dataclass(frozen=True)
+class Blob:
+    """What to serve: `etag` without quotes, and whether a browser saves it (under `filename`) or shows it."""
+
+    key: BlobKey
+    bytes: int
+    etag: str
+    is_download: bool = False
+    filename: str | None = None
+
+
+@dataclass(frozen=True)
+class ByteRange:
+    """Bytes from `start` up to, not including, `stop`."""
+
+    start: int
+    stop: int
+
+
+def requested_range(header: str | None, size: int) -> ByteRange | None:
+    """The one range that a `Range` header asks of `size` bytes; None: all of them.
+
+    Several ranges, other units and what cannot be read are answered whole, as RFC 9110 allows. Raises
+    `range-not-satisfiable` when the range begins behind the end.
+    """
+    asked = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", header.replace(" ", "")) if header else None
+    if asked is None or not (asked[1] or asked[2]):
+        return None
+    if not asked[1]:
+        start, stop = max(0, size - int(asked[2])), size
+    else:
+        start, stop = int(asked[1]), min(size, int(asked[2]) + 1) if asked[2] else size
+        if asked[2] and int(asked[2]) < start:
+            return None
+    if start >= size:
+        raise PermanentError.of(
+            "range-not-satisfiable",
+            "The range lies outside of the picture",
+            416,
+            f"The range {header!r} begins behind the last of {size} bytes.",
+            value=header,
+            limit=size,
+            remedy="Ask for bytes that there are.",
+        )
+    return ByteRange(start, stop)
+
+
+def matches(header: str | None, etag: str) -> bool:
+    """Whether an `If-None-Match` header names this entity."""
+    if header is None:
+        return False
+    return header.strip() == "*" or f'"{etag}"' in [one.strip().removeprefix("W/") for one in header.split(",")]
+
+
+async def serve(request: Request, store: BlobStore, blob: Blob) -> Response:
+    """The answer to a GET or HEAD of a blob: 200, 206, 304, or 416 as a problem."""
+    headers = {
+        "ETag": f'"{blob.etag}"',
+        # The content under an image's id never changes; only whether it is there.
+        "Cache-Control": "public, max-age=31536000, immutable",
+        "Accept-Ranges": "bytes",
+        "Content-Security-Policy": "default-src 'none'; sandbox",
+    }
+    if matches(request.headers.get("if-none-match"), blob.etag):
+        return Response(status_code=304, headers=headers)
+    range_header = request.headers.get("range")
+    if request.headers.get("if-range", headers["ETag"]) != headers["ETag"]:
+        range_header = None
+    try:
+        asked = requested_range(range_header, blob.bytes)
+    except PermanentError as error:
+        return ProblemResponse(error.problem, {"Content-Range": f"bytes */{blob.bytes}"})
+    part = asked or ByteRange(0, blob.bytes)
+    opened = await run_sync(_open, store, blob.key, part)
+    headers |= {"Content-Type": opened.media_type, "Content-Length": str(part.stop - part.start)}
+    if asked is not None:
+        headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{blob.bytes}"
+    if blob.is_download:
+        headers["Content-Disposition"] = disposition(blob.filename or blob.key.rpartition("/")[2])
+    status = 200 if asked is None else 206
+    if request.method == "HEAD":
+        return Response(None, status, headers)
+    if isinstance(opened.content, bytes):
+        return Response(opened.content, status, headers)
+    return StreamingResponse(opened.content, status, headers)
+
+
+def disposition(filename: str) -> str:
+    """A `Content-Disposition` that saves under this name, in the two forms that browsers know."""
+    plain = re.sub(r"[^ !#-\[\]-~]", "_", filename)
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(filename, safe='')}"
+
+
+@dataclass(frozen=True)
+class _Opened:
+    media_type: str
+    content: bytes | Iterator[bytes]
+
+
+def _open(store: BlobStore, key: BlobKey, part: ByteRange) -> _Opened:
+    """The media type by the blob's first bytes, and the part: at once when it is small, else in pieces."""
+    head = next(store.read_range(key, 0, SNIFF_BYTES), b"")
+    media_type = MEDIA_TYPES.get(sniff(head) or "", "application/octet-stream")
+    length = part.stop - part.start
+    pieces = _cut(store.read_range(key, part.start), length)
+    return _Opened(media_type, b"".join(pieces) if length <= AT_ONCE_BYTES else pieces)
+
+
+def _cut(pieces: Iterator[bytes], length: int) -> Iterator[bytes]:
+    for piece in pieces:
+        yield piece[:length]
+        length -= len(piece)
+        if length <= 0:
+            return

@@ -1,0 +1,342 @@
+"""What the REST calls take and answer. Paths and fields are a contract: fields may be added, never changed."""
+
+import base64
+import binascii
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
+from uuid import UUID
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
+from sqlalchemy import Row
+
+from darkroom.contracts.base import Lane, ThumbnailSize
+from darkroom.contracts.problems import Problem
+from darkroom.database.images import ImageFilter
+from darkroom.workflow import task_ids
+from gateway.receiving import invalid_field
+from gateway.uploads import MAX_TAG_CHARACTERS, MAX_TAGS
+
+Tag = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TAG_CHARACTERS, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Status = Literal["accepted", "processing", "ready", "failed"]
+
+
+class Thumbnail(BaseModel):
+    """One rendition: where it is, its size in pixels and in bytes."""
+
+    url: str
+    width: int
+    height: int
+    bytes: int
+
+
+class Colour(BaseModel):
+    """A dominant colour and its share of the picture in 0..1."""
+
+    hex: str
+    share: float
+
+
+class Embedding(BaseModel):
+    """A model that made a vector of the image, and the vector's length."""
+
+    model: str
+    dim: int
+
+
+class Image(BaseModel):
+    """One image. What is not known yet is null."""
+
+    id: UUID
+    status: Status
+    sha256: str
+    filename: str | None
+    format: str | None
+    bytes: int
+    width: int | None
+    height: int | None
+    taken_at: str | None = Field(description="As the camera wrote it, with a UTC offset only where it wrote one.")
+    tags: list[str]
+    external_id: str | None
+    lane: Lane
+    thumbhash: str | None
+    palette: list[Colour] | None
+    thumbnails: dict[ThumbnailSize, Thumbnail]
+    embeddings: list[Embedding]
+    error: Problem | None
+    attempts: int
+    trace_id: str | None
+    created_at: datetime
+    ready_at: datetime | None
+    batch_id: UUID
+    duplicate: bool
+    tasks: dict[str, UUID] = Field(description="The tasks of the latest dispatch by step; GET /v1/tasks/{id}.")
+
+    @classmethod
+    def of(cls, row: Row[Any]) -> Self:
+        """The image in a row of `images_query`."""
+        status = row.state
+        if status == "in_flight":
+            status = "accepted" if row.original_status == "accepted" else "processing"
+        return cls(
+            id=row.id,
+            status=status,
+            sha256=row.sha256,
+            filename=row.filename,
+            format=row.format,
+            bytes=row.bytes,
+            width=row.width,
+            height=row.height,
+            taken_at=row.taken_at,
+            tags=row.tags,
+            external_id=row.external_id,
+            lane=row.lane,
+            thumbhash=row.thumbhash,
+            palette=row.palette,
+            thumbnails={
+                size: Thumbnail(
+                    url=f"/v1/images/{row.id}/thumbnails/{size}",
+                    width=rendition["width"],
+                    height=rendition["height"],
+                    bytes=rendition["bytes"],
+                )
+                for size, rendition in (row.thumbnails or {}).items()
+            },
+            embeddings=row.embeddings or [],
+            error=Problem.from_wire(row.error) if row.state == "failed" and row.error else None,
+            attempts=row.attempts,
+            trace_id=row.trace_id,
+            created_at=row.created_at,
+            ready_at=row.ready_at,
+            batch_id=row.batch_id,
+            duplicate=row.duplicate,
+            tasks=task_ids(row.sha256, row.generation) if row.generation else {},
+        )
+
+
+class Batch(BaseModel):
+    """One upload's counters: total = ready + failed + deleted + pending."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: UUID
+    total: int
+    ready: int
+    failed: int
+    deleted: int
+    pending: int
+    created_at: datetime
+    completed_at: datetime | None
+
+
+class BatchWithImages(Batch):
+    """A batch and those of its images that are not deleted, in the order of upload."""
+
+    images: list[Image]
+
+
+class Uploaded(BaseModel):
+    """What an upload became."""
+
+    batch: Batch
+    images: list[Image]
+
+
+class ImageList(BaseModel):
+    """One page, newest first; the token asks for the next and is null on the last."""
+
+    images: list[Image]
+    next_page_token: str | None
+
+
+class ListQuery(BaseModel):
+    """Which images to list."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    status: Status | None = None
+    tag: list[Tag] = Field(default=[], max_length=MAX_TAGS, description="Repeated: an image must have all of them.")
+    limit: int = Field(50, ge=1, le=200)
+    page_token: str | None = Field(None, max_length=64, description="From the page before.")
+
+    @property
+    def wanted(self) -> ImageFilter:
+        """The same, for the database."""
+        return ImageFilter(status=self.status, tags=tuple(self.tag))
+
+
+def page_token(rows: Sequence[Row[Any]], limit: int) -> str | None:
+    """The token of the page after these rows; none when they do not fill theirs."""
+    if len(rows) < limit:
+        return None
+    last: UUID = rows[-1].id
+    return base64.urlsafe_b64encode(last.bytes).rstrip(b"=").decode()
+
+
+def read_page_token(token: str | None) -> UUID | None:
+    """The id before which a page begins; raises `invalid-field` for what is no token of ours."""
+    if token is None:
+        return None
+    try:
+        return UUID(bytes=base64.b64decode(token + "==", altchars=b"-_", validate=True))
+    except (binascii.Error, ValueError) as error:
+        remedy = "Send the next_page_token of the page before, or none."
+        raise invalid_field("page_token", "is not one of ours", value=token, remedy=remedy) from error
+
+
+class SearchFilter(BaseModel):
+    """Which images a search may find."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tags: list[Tag] = Field(default=[], max_length=MAX_TAGS, description="An image must have all of them.")
+    lane: Lane | None = None
+    created_after: AwareDatetime | None = None
+
+    @property
+    def wanted(self) -> ImageFilter:
+        """The same, for the database."""
+        return ImageFilter(tags=tuple(self.tags), lane=self.lane, created_after=self.created_after)
+
+
+class SearchRequest(BaseModel):
+    """A search by text or by a stored image: exactly one of them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=2000)] | None = None
+    image_id: UUID | None = None
+    limit: int = Field(10, ge=1, le=100)
+    filter: SearchFilter = SearchFilter()
+
+    @model_validator(mode="after")
+    def _exactly_one_query(self) -> Self:
+        if (self.text is None) == (self.image_id is None):
+            raise ValueError("give exactly one of text and image_id")
+        return self
+
+
+class Hit(BaseModel):
+    """One found image; the score is the cosine of query and picture, in -1..1."""
+
+    image: Image
+    score: float
+
+
+class SearchAnswer(BaseModel):
+    """The best first, and the model that compared."""
+
+    results: list[Hit]
+    model: str
+
+
+class Ledger(BaseModel):
+    """accepted = ready + failed + deleted + in_flight, both sides counted on their own."""
+
+    accepted: int
+    ready: int
+    failed: int
+    deleted: int
+    in_flight: int
+
+
+class TaskError(BaseModel):
+    """How a task failed."""
+
+    type: str
+    message: str
+
+
+class Task(BaseModel):
+    """One task: its state in Celery's words, and what came of it."""
+
+    task_id: UUID
+    name: str
+    state: Literal["PENDING", "STARTED", "RETRY", "SUCCESS", "FAILURE", "REVOKED"]
+    result: JsonValue
+    error: TaskError | None
+
+
+class Health(BaseModel):
+    """The process is alive."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(BaseModel):
+    """Uploads are accepted. The other fields are for information: uploads need neither broker nor Redis nor model."""
+
+    ready: Literal[True] = True
+    database: Literal[True] = True
+    storage: Literal[True] = True
+    broker: bool
+    results: bool
+    model: str | None = Field(description="The model that searches use; null until an embedder has registered one.")
+    photo_ready: bool = Field(description="Whether a photo could be taken through now, as far as the gateway can see.")
+
+
+class Job(BaseModel):
+    """A periodic job's last run."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    name: str
+    scheduled_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    succeeded_at: datetime | None
+    summary: str | None
+    alarm: str | None
+
+
+class Model(BaseModel):
+    """A model, and how many of all finished originals have its vector."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: str
+    source: str
+    dim: int
+    state: Literal["filling", "active", "retired"]
+    covered: int
+    total: int
+    registered_at: datetime
+    seen_at: datetime
+    activated_at: datetime | None
+
+
+class DispatcherStatus(BaseModel):
+    """What waits for dispatch in all gateways, and how this one's dispatcher stands."""
+
+    enabled: bool
+    connected: bool
+    waiting: int
+    oldest_wait_s: float | None
+    backfills: int
+
+
+class SystemStatus(BaseModel):
+    """The state of the whole system."""
+
+    version: str
+    ledger: Ledger
+    dispatcher: DispatcherStatus
+    models: list[Model]
+    jobs: list[Job]
+
+
+class Report(BaseModel):
+    """A usage report of one period."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    period_start: datetime
+    period_end: datetime
+    created_at: datetime
+    report: dict[str, JsonValue]
+
+
+class Reports(BaseModel):
+    """Newest first."""
+
+    reports: list[Report]

@@ -1,0 +1,34 @@
+"""Every setting of the gateway."""
+
+from pydantic import Field
+
+from darkroom.settings import (
+    BrokerSettings,
+    DatabaseSettings,
+    LimitSettings,
+    LogSettings,
+    RenderSettings,
+    StorageSettings,
+    TaskSettings,
+)
+
+
+class GatewaySettings(
+    DatabaseSettings, BrokerSettings, TaskSettings, StorageSettings, RenderSettings, LimitSettings, LogSettings
+):
+    """What the gateway reads from the environment."""
+
+    http_host: str = "127.0.0.1"
+    """Loopback: whoever reaches the gateway may see and delete everything."""
+    http_port: int = Field(8000, ge=0, le=65_535)
+    """0: any free port; the log says which."""
+    search_timeout_ms: int = Field(10_000, ge=1)
+    """A query waits for at most the batch being computed: 16 of ViT-B/32 in float32 on one core are 2 s."""
+    dispatcher_enabled: bool = True
+    """Whether this process dispatches. Any number of gateways may; none of them means that nothing is worked on."""
+    dispatch_batch: int = Field(50, ge=1, le=1000)
+    """Originals leased at once: one confirmed publish takes about 4 ms, so a batch holds its lease for 0.2 s."""
+    dispatch_lease_s: int = Field(60, ge=10)
+    """After it, the originals of a gateway that died while publishing are dispatched by another."""
+    relay_enabled: bool = True
+    """Whether this process may become the one that publishes events."""
