@@ -7,10 +7,12 @@ computes: it goes on reading queues and answering the broker's heartbeats while 
 """
 
 import logging
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -52,28 +54,36 @@ class MicroBatches:
         self._buffer = buffer
         self._compute = compute
         self._model_thread = ThreadPoolExecutor(1, "model")
-        self._running: Future[list[Outcome]] | None = None
+        self._bell = _Bell()
+        self._running: _Running | None = None
         self._finished: deque[tuple[Held, Outcome]] = deque()
         self._alarm: Any = None
         self._consumer: Any = None
 
     def __call__(self, task: Task, app: Celery, consumer: Any) -> Callable[..., Any]:
         """Celery asks for the handler of a task's messages, once for each connection."""
-        self._consumer = consumer
         handler: Callable[..., Any] = default(task, app, _BufferingConsumer(consumer, self._receive))
         return handler
 
     def consumer_step(self) -> type[bootsteps.StartStopStep]:
-        """Tells this object when a connection is gone, and with it every delivery that came over it."""
+        """Follows the worker's connection: what came over one that is gone is forgotten."""
         batches = self
 
-        class DropOnDisconnect(bootsteps.StartStopStep):  # type: ignore[misc]
+        class FollowConnection(bootsteps.StartStopStep):  # type: ignore[misc]
             requires = ("celery.worker.consumer.tasks:Tasks",)
+
+            def start(self, consumer: Any) -> None:
+                batches.listen(consumer)
 
             def stop(self, consumer: Any) -> None:
                 batches.drop()
 
-        return DropOnDisconnect
+        return FollowConnection
+
+    def listen(self, consumer: Any) -> None:
+        """Runs on this consumer's loop from now on."""
+        self._consumer = consumer
+        self._bell.attach(consumer.hub, self._go_on)
 
     def drop(self) -> None:
         """Forgets every request and outcome: the broker delivers them again. What is computing ends unheard."""
@@ -127,53 +137,82 @@ class MicroBatches:
             self._alarm = self._consumer.timer.call_after(wait_s, wake)
 
     def _begin(self, batch: list[Held]) -> None:
-        begun = time.monotonic()
-        hub = self._consumer.hub
-        running = self._running = self._model_thread.submit(self._compute, [held.job for held in batch])
+        future = self._model_thread.submit(self._compute, [held.job for held in batch])
+        self._running = _Running(batch, future, time.monotonic())
+        future.add_done_callback(lambda _: self._bell.ring())
 
-        def end(future: Future[list[Outcome]]) -> None:
-            if self._running is not running:
-                return  # the connection went away meanwhile
-            self._running = None
-            self._end(batch, future, time.monotonic() - begun)
+    def _go_on(self) -> None:
+        """One turn of the loop: takes up a finished batch, begins the next one, and gives one request to Celery.
 
-        running.add_done_callback(lambda future: hub.call_soon(end, future))
+        One only, so that between two the loop can acknowledge, read, and answer a search.
+        """
+        if self._running is not None and self._running.future.done():
+            running, self._running = self._running, None
+            self._end(running)
+            self._begin_batch_if_due()
+        if self._finished:
+            held, outcome = self._finished.popleft()
+            token = _outcome.set(outcome)
+            try:
+                self._consumer.on_task_request(held.request)
+            finally:
+                _outcome.reset(token)
+            self._bell.ring()
+            self._begin_batch_if_due()
 
-    def _end(self, batch: list[Held], future: Future[list[Outcome]], seconds: float) -> None:
+    def _end(self, running: "_Running") -> None:
+        batch, seconds = running.batch, time.monotonic() - running.begun_s
         kinds = {kind.value: sum(held.kind is kind for held in batch) for kind in Kind}
         log.info("embedder.batch", extra={"size": len(batch), "seconds": round(seconds, 4), **kinds})
-        if error := future.exception():
+        if error := running.future.exception():
             # Not one request's fault. A new process gets them all again, from the broker.
             log.critical("embedder.broken", extra={"error": repr(error)})
             state.should_stop = 1
             return
-        done = list(zip(batch, future.result(), strict=True))
-        is_handing_over = bool(self._finished)
+        done = list(zip(batch, running.future.result(), strict=True))
         if batch[0].kind is Kind.QUERY:
             self._finished.extendleft(reversed(done))  # a search does not wait for photos to be recorded
         else:
             self._finished.extend(done)
-        self._begin_batch_if_due()
-        if not is_handing_over:
-            self._hand_over_next()
 
-    def _hand_over_next(self) -> None:
-        """Gives one request to Celery, then lets the loop read and acknowledge before the next one."""
-        if not self._finished:
-            return
-        held, outcome = self._finished.popleft()
-        token = _outcome.set(outcome)
-        try:
-            self._consumer.on_task_request(held.request)
-        finally:
-            _outcome.reset(token)
-        if self._finished:
-            self._consumer.hub.call_soon(self._hand_over_next)
-        self._begin_batch_if_due()
+
+@dataclass(frozen=True)
+class _Running:
+    """The batch on the model's thread."""
+
+    batch: list[Held]
+    future: Future[list[Outcome]]
+    begun_s: float
+
+
+class _Bell:
+    """Wakes the worker's loop, from any thread, by a byte in a socket.
+
+    Not `hub.call_soon`: what that is given while the loop runs callbacks or timers waits until something else ends
+    the poll, up to a second later; the same holds for the acknowledgements that Celery gives it.
+    """
+
+    def __init__(self) -> None:
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+
+    def attach(self, hub: Any, callback: Callable[[], None]) -> None:
+        """Calls `callback` on this loop after every ring, or after several."""
+        hub.add_reader(self._reader, self._answer, callback)
+
+    def ring(self) -> None:
+        with suppress(BlockingIOError):  # full of rings that nobody has heard yet
+            self._writer.send(b"\0")
+
+    def _answer(self, callback: Callable[[], None]) -> None:
+        with suppress(BlockingIOError):
+            self._reader.recv(4096)
+        callback()
 
 
 class _BufferingConsumer:
-    """What Celery's default strategy takes for the consumer; requests, also those with a countdown, go to the buffer."""
+    """What Celery's default strategy takes for the consumer; it buffers requests, also those that had a countdown."""
 
     def __init__(self, consumer: Any, receive: Callable[[Request], None]) -> None:
         self._consumer = consumer

@@ -93,7 +93,7 @@ def serve(load: Callable[[str, ModelSettings], ClipModel] = load_model) -> None:
         Models(model, lambda source: load(source, settings)),
         open_blob_store(StorageSettings().blob_url),
         TriesMarkers(redis),
-        decoders=threads,
+        helpers=max(4, threads),
         watch=watchdog.unit,
     )
     app = create_embedder(broker, tasks, sizes, settings.batch_wait_ms, embedding.run)
