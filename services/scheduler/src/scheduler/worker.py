@@ -1,0 +1,152 @@
+"""The scheduler's processes: `darkroom-scheduler migrate|finalize|maintenance|beat`."""
+
+import argparse
+import sys
+from datetime import timedelta
+from functools import cache
+
+from celery import Celery
+from pydantic import ValidationError
+from redis import Redis
+
+from darkroom.celery_app import bound_publishing, create_app
+from darkroom.database.engine import migrate, sync_engine
+from darkroom.errors import ConfigurationError
+from darkroom.logs import configure_logs
+from darkroom.settings import (
+    BrokerSettings,
+    DatabaseSettings,
+    LogSettings,
+    StorageSettings,
+    TaskSettings,
+    WorkerSettings,
+)
+from darkroom.storage import open_blob_store
+from darkroom.topology import Node
+from darkroom.tries import TriesMarkers
+from darkroom.worker import WorkerOptions, run_worker
+from scheduler.beat import run_beat
+from scheduler.dead_letters import DeadLetters, add_dead_letters
+from scheduler.schedule import JOBS
+from scheduler.settings import SchedulerSettings
+from scheduler.tasks import Finishing, Resources, register_finishing, register_jobs
+
+FINALIZE_THREADS = 4
+"""Each waits for PostgreSQL and the blob store; four keep one PostgreSQL commit stream busy on two cores."""
+
+JOB_SOFT_LIMIT_S = 3540
+JOB_LIMIT_S = 3600
+"""A backup or a walk over all blobs; reconcile has a limit of its own."""
+
+
+def finalize_options(concurrency: int, tasks: TaskSettings) -> WorkerOptions:
+    """How the finalize worker runs."""
+    return WorkerOptions(
+        node=Node.FINALIZE,
+        pool="threads",  # it waits for the database and computes nothing; threads share one pool of connections
+        concurrency=concurrency or FINALIZE_THREADS,
+        prefetch_multiplier=4,  # tasks of milliseconds, all alike: the next ones are here when one ends
+        watchdog_s=tasks.task_hard_limit_s,  # threads know no time limits; above lock_timeout (20 s)
+    )
+
+
+def maintenance_options() -> WorkerOptions:
+    """How the maintenance worker runs."""
+    return WorkerOptions(
+        node=Node.MAINTENANCE,
+        pool="prefork",  # a job that hangs is killed; threads could not be
+        # A slot for each job, and a job runs once at a time: the reconciler never waits behind a backup or a clean up,
+        # also when both last. An idle slot shares its memory with the others.
+        concurrency=len(JOBS),
+        prefetch_multiplier=1,  # jobs expire while they wait: better in the queue, where another worker may take them
+        max_tasks_per_child=1000,  # four hours of ticks: what leaks, leaks little
+        soft_time_limit_s=JOB_SOFT_LIMIT_S,  # the job's row says that it took too long
+        time_limit_s=JOB_LIMIT_S,  # for what does not hear the soft limit
+    )
+
+
+def create_finalizer(resources: Resources, broker: BrokerSettings, tasks: TaskSettings) -> Celery:
+    """The application of the finalize worker."""
+    app = create_app("scheduler", broker, tasks)
+    register_finishing(app, Finishing(app, resources))
+    return app
+
+
+def create_maintenance(broker: BrokerSettings, tasks: TaskSettings) -> Celery:
+    """The application of the maintenance worker; a child builds its connections at its first job."""
+    app = create_app("scheduler", broker, tasks)
+    register_jobs(app, cache(lambda: open_resources(broker, tasks)))
+    return app
+
+
+def open_resources(broker: BrokerSettings, tasks: TaskSettings) -> Resources:
+    """What a process works with, by its settings; connects on first use."""
+    database = DatabaseSettings()
+    return Resources(
+        engine=sync_engine(database),
+        store=open_blob_store(StorageSettings().blob_url),
+        publisher=create_publisher(broker, tasks),
+        database_url=database.database_url.get_secret_value(),
+        stage_deadline=timedelta(seconds=tasks.stage_deadline_s),
+        settings=SchedulerSettings(),
+    )
+
+
+def create_publisher(broker: BrokerSettings, tasks: TaskSettings) -> Celery:
+    """An application that only publishes, and fails fast when the broker is away or hangs."""
+    app = create_app("scheduler", broker, tasks)
+    bound_publishing(app)
+    return app
+
+
+def run_finalize() -> None:
+    """Consumes `finalize` until a signal."""
+    broker, tasks, worker = BrokerSettings(), TaskSettings(), WorkerSettings()
+    app = create_finalizer(open_resources(broker, tasks), broker, tasks)
+    run_worker(app, finalize_options(worker.worker_concurrency, tasks), heartbeat_file=worker.heartbeat_file)
+
+
+def run_maintenance() -> None:
+    """Consumes `maintenance`, and on RabbitMQ the dead letters, until a signal."""
+    broker, tasks, worker = BrokerSettings(), TaskSettings(), WorkerSettings()
+    open_resources(broker, tasks)  # a wrong setting ends this process, not each of its children
+    app = create_maintenance(broker, tasks)
+    if app.conf.broker_url.startswith("amqp"):  # Redis has no dead letters
+        redis = Redis.from_url(broker.result_url.get_secret_value(), socket_timeout=5, socket_connect_timeout=2)
+        add_dead_letters(app, DeadLetters(sync_engine(DatabaseSettings()), TriesMarkers(redis)))
+    run_worker(app, maintenance_options(), heartbeat_file=worker.heartbeat_file)
+
+
+def run_beat_process() -> None:
+    """Sends the periodic jobs, or stands by, until a signal."""
+    app = create_publisher(BrokerSettings(), TaskSettings())
+    run_beat(app, sync_engine(DatabaseSettings()), WorkerSettings().heartbeat_file)
+
+
+def run_migrate() -> None:
+    """Brings the database up to date and ends."""
+    migrate(sync_engine(DatabaseSettings()))
+
+
+PROCESSES = {
+    "migrate": run_migrate,
+    "finalize": run_finalize,
+    "maintenance": run_maintenance,
+    "beat": run_beat_process,
+}
+
+
+def main() -> None:
+    """Runs one of the processes; a wrong setting ends it at once, with the remedy."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("process", choices=PROCESSES)
+    process = parser.parse_args().process
+    configure_logs("scheduler", LogSettings())
+    try:
+        PROCESSES[process]()
+    except (ConfigurationError, ValidationError) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
