@@ -12,9 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote
 
-import psycopg
-from psycopg import sql
-
 from darkroom_cli.servers.process import LOCK_WAIT_S, ChildProcess, ServerError, lock_file
 from darkroom_cli.servers.server import EmbeddedServer
 
@@ -81,14 +78,16 @@ class PostgresServer(EmbeddedServer):
             shutil.rmtree(self._socket_folder, ignore_errors=True)
 
     def _make_child(self) -> ChildProcess:
-        # Nobody runs on this data while we hold the lock, so a pid file is stale; PostgreSQL itself would take it for
-        # a running server when another process, for example in a new container, has got the same id.
+        # Nothing runs on this data while we hold the lock, so both of PostgreSQL's own lock files are stale. It would
+        # believe them when their process id is in use: by somebody else, as in a new container, or by the dead server
+        # itself where nobody collects orphans.
         descriptor = lock_file(self._lock, wait_s=LOCK_WAIT_S)
         try:
             if not self._cluster.exists():
                 self._initialise()
-            (self._cluster / "postmaster.pid").unlink(missing_ok=True)
             _make_private(self._socket_folder)
+            for stale in (self._cluster / "postmaster.pid", self._socket_folder / ".s.PGSQL.5432.lock"):
+                stale.unlink(missing_ok=True)
         finally:
             os.close(descriptor)
         settings = SETTINGS | {"unix_socket_directories": str(self._socket_folder)}
@@ -115,6 +114,10 @@ class PostgresServer(EmbeddedServer):
         new.rename(self._cluster)
 
     def _is_ready(self) -> bool:
+        # Here, because a client without the local mode imports this module and has no psycopg.
+        import psycopg
+        from psycopg import sql
+
         try:
             with psycopg.connect(self._dsn("postgres"), connect_timeout=2, autocommit=True) as connection:
                 # Here and not after initdb: a crash in between is made good by the next start.
