@@ -1,0 +1,262 @@
+"""The local mode: every service of Darkroom as processes of this machine, on servers of its own.
+
+The services are started as commands and configured by their environment alone: nothing of them is imported here.
+"""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import httpx
+
+from darkroom_cli.servers import PostgresServer, RabbitServer, RedisServer, ServerError
+from darkroom_cli.servers.ports import LOOPBACK, is_free
+from darkroom_cli.supervisor import Supervisor
+
+DEFAULT_DATA_DIR = Path(".darkroom")
+
+# A full model is downloaded at the first start, which takes minutes.
+START_TIMEOUT_S = 900.0
+POLL_S = 0.1
+# A process that cannot start is seen ending again and again; the first pauses between its starts are 1, 2 and 4 s.
+HOPELESS_RESTARTS = 3
+
+
+@dataclass(frozen=True)
+class LocalOptions:
+    """What `darkroom up` was asked for. `broker`: `embedded`, `rabbitmq` or the URL of one that runs."""
+
+    data_dir: Path = DEFAULT_DATA_DIR
+    http_port: int = 8000
+    broker: str = "embedded"
+    workers: int | None = None
+    """Slots of each lane's thumbnailer; None: one for each core."""
+
+    @property
+    def url(self) -> str:
+        """Where the gateway will listen."""
+        return f"http://{LOOPBACK}:{self.http_port}"
+
+
+@dataclass(frozen=True)
+class Service:
+    """One process of Darkroom: its command, whether it may reach the database, whether it is a Celery worker.
+
+    It is killed `grace_s` seconds after SIGTERM; what it had in hand is then delivered again at the next start.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    has_database: bool = False
+    is_worker: bool = True
+    grace_s: float = 40.0
+
+
+# More than a task's hard limit of 30 s for workers: SIGTERM lets them finish what they have in hand.
+SERVICES = (
+    Service("gateway", ("darkroom-gateway",), has_database=True, is_worker=False, grace_s=15.0),
+    Service("thumbnailer", ("darkroom-thumbnailer", "--lane", "interactive")),
+    Service("thumbnailer-bulk", ("darkroom-thumbnailer", "--lane", "bulk")),
+    Service("embedder", ("darkroom-embedder",)),
+    Service("finalize", ("darkroom-scheduler", "finalize"), has_database=True),
+    Service("maintenance", ("darkroom-scheduler", "maintenance"), has_database=True),
+    Service("beat", ("darkroom-scheduler", "beat"), has_database=True, is_worker=False, grace_s=10.0),
+)
+
+# Only with these may a process touch what users own: workers decode untrusted bytes and get none of them.
+DATABASE_SETTINGS = ("DARKROOM_DATABASE_URL", "DARKROOM_DATABASE_POOL_SIZE")
+
+
+class Steps(Protocol):
+    """How the start is shown."""
+
+    def step(self, doing: str, done: str) -> AbstractContextManager[Callable[[str], None]]:
+        """Shows `doing` while the block runs, and whatever the block says instead, then `done`."""
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """Where the servers of one local mode are."""
+
+    database_url: str
+    result_url: str
+    broker_url: str
+    blob_url: str
+    database_programs: Path
+    """Folder of the pg_dump that fits the database; the backup takes it from PATH."""
+
+
+def service_environment(
+    service: Service, options: LocalOptions, endpoints: Endpoints, inherited: Mapping[str, str]
+) -> dict[str, str]:
+    """The whole environment of one process: ours with its endpoints, without the database for those that must not."""
+    environment = dict(inherited)
+    environment |= {
+        "DARKROOM_BROKER_URL": endpoints.broker_url,
+        "DARKROOM_RESULT_URL": endpoints.result_url,
+        "DARKROOM_BLOB_URL": endpoints.blob_url,
+        "DARKROOM_HEARTBEAT_FILE": str(heartbeat_file(options, service)),
+    }
+    if service.has_database:
+        environment["DARKROOM_DATABASE_URL"] = endpoints.database_url
+        environment["PATH"] = os.pathsep.join([str(endpoints.database_programs), inherited.get("PATH", os.defpath)])
+    else:
+        for name in DATABASE_SETTINGS:
+            environment.pop(name, None)
+    if service.name == "gateway":
+        environment |= {"DARKROOM_HTTP_HOST": LOOPBACK, "DARKROOM_HTTP_PORT": str(options.http_port)}
+    if service.name.startswith("thumbnailer") and options.workers is not None:
+        environment["DARKROOM_WORKER_CONCURRENCY"] = str(options.workers)
+    return environment
+
+
+def heartbeat_file(options: LocalOptions, service: Service) -> Path:
+    """The file that a worker touches while it consumes."""
+    return options.data_dir.absolute() / "run" / f"{service.name}.heartbeat"
+
+
+@contextmanager
+def running(options: LocalOptions, steps: Steps) -> Iterator[Supervisor]:
+    """Everything runs inside the block, ready to take a photo through; nothing is left of it afterwards.
+
+    SIGTERM and SIGINT raise StopRequested in the block. Raises ServerError when something cannot start.
+    """
+    with Supervisor(options.data_dir) as supervisor:
+        _require_free(options.http_port)
+        if is_url(options.broker):
+            _require_answer(options.broker)
+        endpoints = _start_servers(options, supervisor, steps)
+        with steps.step("preparing the database", "database is up to date"):
+            _migrate(options, endpoints, supervisor.log_path("migrate"))
+        with steps.step("starting the services", f"{len(SERVICES)} services started"):
+            for service in SERVICES:
+                heartbeat_file(options, service).unlink(missing_ok=True)
+                environment = service_environment(service, options, endpoints, os.environ)
+                supervisor.run(service.name, _argv(service.command), env=environment, grace_s=service.grace_s)
+        with steps.step("waiting for the workers and the model", "a photo can be taken through") as say:
+            _wait_until_ready(options, supervisor, say)
+        yield supervisor
+
+
+def is_url(broker: str) -> bool:
+    """Whether `--broker` names a running broker."""
+    return urlsplit(broker).scheme in ("amqp", "amqps", "redis", "rediss")
+
+
+def without_password(url: str) -> str:
+    """The URL as it may be shown."""
+    return re.sub(r"(?<=:)[^:@/]*(?=@)", "***", url)
+
+
+def _start_servers(options: LocalOptions, supervisor: Supervisor, steps: Steps) -> Endpoints:
+    folder = options.data_dir.absolute()
+    postgres = PostgresServer(folder / "postgres", log=supervisor.log_path("postgres"))
+    redis = RedisServer(folder / "redis", log=supervisor.log_path("redis"))
+    with steps.step("starting PostgreSQL", "PostgreSQL"):
+        supervisor.start("postgres", postgres)
+    with steps.step("starting Redis", "Redis"):
+        supervisor.start("redis", redis)
+    broker_url = redis.url
+    if options.broker == "rabbitmq":
+        rabbit = RabbitServer(folder / "rabbitmq", log=supervisor.log_path("rabbitmq"))
+        with steps.step("starting RabbitMQ", "RabbitMQ"):
+            supervisor.start("rabbitmq", rabbit)
+        broker_url = rabbit.url
+    elif is_url(options.broker):
+        broker_url = options.broker
+    blobs = folder / "blobs"
+    blobs.mkdir(mode=0o700, exist_ok=True)
+    return Endpoints(postgres.url, redis.url, broker_url, blobs.as_uri(), postgres.bin_dir)
+
+
+def _argv(command: tuple[str, ...]) -> list[str]:
+    # Installed beside the interpreter that runs us, which need not be on PATH.
+    return [str(Path(sys.executable).with_name(command[0])), *command[1:]]
+
+
+def _migrate(options: LocalOptions, endpoints: Endpoints, log: Path) -> None:
+    service = Service("migrate", ("darkroom-scheduler", "migrate"), has_database=True)
+    with log.open("w+") as output:
+        try:
+            done = subprocess.run(
+                _argv(service.command),
+                env=service_environment(service, options, endpoints, os.environ),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for us, who then end it
+                check=False,
+            )
+        except OSError as exc:
+            raise ServerError(
+                f"cannot run {service.command[0]} ({exc.strerror}): run `pip install 'darkroom-cli[local]'`"
+            ) from exc
+    if done.returncode != 0:
+        raise ServerError(f"the database could not be brought up to date; the end of {log}:\n{_tail(log)}")
+
+
+def _wait_until_ready(options: LocalOptions, supervisor: Supervisor, say: Callable[[str], None]) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while missing := not_ready(options):
+        for name, state in supervisor.states().items():
+            if state.restarts >= HOPELESS_RESTARTS:
+                log = supervisor.log_path(name)
+                raise ServerError(f"{name} does not stay up; the end of {log}:\n{_tail(log)}")
+        if time.monotonic() > deadline:
+            raise ServerError(
+                f"not ready after {START_TIMEOUT_S:g} s: {', '.join(missing)}; see {supervisor.log_path('*').parent}"
+            )
+        say(f"waiting for {', '.join(missing)}")
+        time.sleep(POLL_S)
+
+
+def not_ready(options: LocalOptions) -> list[str]:
+    """What is still missing before a photo could be taken through; empty when it could."""
+    missing = [s.name for s in SERVICES if s.is_worker and not heartbeat_file(options, s).exists()]
+    # Asked last: it is the dearest, and the workers take longest.
+    if not missing and not _takes_photos(options.url):
+        missing = ["gateway"]
+    return missing
+
+
+def _takes_photos(url: str) -> bool:
+    try:
+        answer = httpx.get(f"{url}/readyz", timeout=5.0, trust_env=False)
+        return bool(answer.json().get("photo_ready"))
+    except (httpx.TransportError, ValueError):
+        return False
+
+
+def _require_free(port: int) -> None:
+    if not is_free(port):
+        raise ServerError(
+            f"port {port} of {LOOPBACK} is in use: stop what listens there or choose another with --http-port"
+        )
+
+
+def _require_answer(broker: str) -> None:
+    parts = urlsplit(broker)
+    default = {"amqp": 5672, "amqps": 5671}.get(parts.scheme, 6379)
+    host, port = parts.hostname or "localhost", parts.port or default
+    try:
+        socket.create_connection((host, port), timeout=5.0).close()
+    except OSError as exc:
+        raise ServerError(
+            f"no broker answers at {host}:{port} ({exc.strerror or exc}): start it, or leave out --broker for "
+            f"an embedded one"
+        ) from exc
+
+
+def _tail(log: Path, lines: int = 15) -> str:
+    if not log.exists():
+        return "(empty)"
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])

@@ -1,0 +1,76 @@
+"""What the local mode would start, and with which environment."""
+
+from pathlib import Path
+
+import pytest
+
+from darkroom import topology
+from darkroom_cli.local import SERVICES, Endpoints, LocalOptions, is_url, service_environment, without_password
+
+ENDPOINTS = Endpoints(
+    "postgresql+psycopg://darkroom@/darkroom?host=/tmp/s",
+    "redis://:p@127.0.0.1:1/0",
+    "amqp://b",
+    "file:///b",
+    Path("/pg"),
+)
+OPTIONS = LocalOptions(Path("data"), http_port=8123, workers=3)
+
+
+def environment_of(name: str, inherited: dict[str, str] | None = None) -> dict[str, str]:
+    service = next(service for service in SERVICES if service.name == name)
+    return service_environment(service, OPTIONS, ENDPOINTS, inherited or {})
+
+
+def test_every_declared_queue_has_a_worker():
+    workers = {service.name for service in SERVICES if service.is_worker}
+    assert {node.value for node in topology.CONSUMED_BY.values()} == workers
+
+
+@pytest.mark.parametrize("name", ["thumbnailer", "thumbnailer-bulk", "embedder"])
+def test_a_worker_that_sees_photos_cannot_reach_the_database(name):
+    inherited = {"DARKROOM_DATABASE_URL": "postgresql://theirs", "DARKROOM_DATABASE_POOL_SIZE": "3"}
+    environment = environment_of(name, inherited)
+    assert "DARKROOM_DATABASE_URL" not in environment
+    assert "postgresql" not in " ".join(environment.values())
+
+
+@pytest.mark.parametrize("name", ["gateway", "finalize", "maintenance", "beat"])
+def test_the_others_have_the_local_database(name):
+    environment = environment_of(name, {"DARKROOM_DATABASE_URL": "postgresql://theirs", "PATH": "/bin"})
+    assert environment["DARKROOM_DATABASE_URL"] == ENDPOINTS.database_url
+    assert environment["PATH"] == "/pg:/bin"
+
+
+def test_what_the_user_has_set_is_passed_on_but_never_leads_elsewhere():
+    inherited = {"DARKROOM_MODEL": "/models/clip", "DARKROOM_BROKER_URL": "amqp://theirs", "HOME": "/home/me"}
+    environment = environment_of("embedder", inherited)
+    assert environment["DARKROOM_MODEL"] == "/models/clip"
+    assert environment["HOME"] == "/home/me"
+    assert environment["DARKROOM_BROKER_URL"] == "amqp://b"
+
+
+def test_the_port_and_the_slots_are_as_asked_for():
+    assert environment_of("gateway")["DARKROOM_HTTP_PORT"] == "8123"
+    assert environment_of("gateway")["DARKROOM_HTTP_HOST"] == "127.0.0.1"
+    assert environment_of("thumbnailer-bulk")["DARKROOM_WORKER_CONCURRENCY"] == "3"
+    assert "DARKROOM_WORKER_CONCURRENCY" not in environment_of("finalize")
+
+
+def test_every_process_has_a_heartbeat_of_its_own():
+    files = {environment_of(service.name)["DARKROOM_HEARTBEAT_FILE"] for service in SERVICES}
+    assert len(files) == len(SERVICES)
+    assert all(Path(file).is_absolute() for file in files)
+
+
+@pytest.mark.parametrize(
+    ("broker", "expected"),
+    [("amqp://u:p@h:5672//", True), ("amqps://h", True), ("redis://h", True), ("kafka://h", False), ("rabbit", False)],
+)
+def test_a_broker_is_known_by_its_scheme(broker, expected):
+    assert is_url(broker) is expected
+
+
+def test_a_password_is_never_shown():
+    assert without_password("amqp://darkroom:s3cret@host:5672//") == "amqp://darkroom:***@host:5672//"
+    assert without_password("amqp://host:5672//") == "amqp://host:5672//"
