@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, func, insert, select, text, update
+from sqlalchemy import ColumnElement, Connection, func, select, text, update
+from sqlalchemy.dialects.postgresql import insert as upsert
 
 from darkroom.contracts.base import Lane, ModelId, Sha256
 from darkroom.database.tables import backfills, originals, tasks
@@ -76,7 +77,9 @@ def lease(connection: Connection, limit: int, lease_s: float) -> list[Leased]:
         for step, task_id in task_ids(one.sha256, one.generation).items()
     ]
     if issued:
-        connection.execute(insert(tasks), issued)
+        # A photo that was deleted, swept and uploaded again begins at generation 1 again, with the ids that it had.
+        again = upsert(tasks).on_conflict_do_update(index_elements=["id"], set_={"issued_at": func.now()})
+        connection.execute(again, issued)
     return sorted(leased, key=lambda one: one.lane is Lane.BULK)
 
 
