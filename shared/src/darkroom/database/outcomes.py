@@ -100,7 +100,7 @@ def retry_image(connection: Connection, image_id: UUID) -> str | None:
     _lock(connection, sha256)
     state = connection.scalar(select(images.c.state).where(images.c.id == image_id))
     if state == "failed":
-        _clear_stamp(connection, [sha256], status="accepted")
+        _begin_anew(connection, sha256)
         _move(connection, _images_of(connection, sha256, "failed"), "in_flight")
     return None if state == "deleted" else state
 
@@ -127,11 +127,20 @@ def send_again(connection: Connection, shas: Sequence[Sha256], dispatched_before
     return connection.execute(statement, parameters).rowcount
 
 
-def _clear_stamp(connection: Connection, shas: Sequence[Sha256], status: str) -> None:
+def _begin_anew(connection: Connection, sha256: Sha256) -> None:
     connection.execute(
         update(originals)
-        .where(originals.c.sha256.in_(shas))
-        .values(status=status, dispatched_at=None, lease_until=None, not_before=func.now(), error=None, losses=0)
+        .where(originals.c.sha256 == sha256)
+        .values(
+            status="accepted",
+            # The failure that was tried again may be delivered once more: it must be of an older generation by then.
+            generation=originals.c.generation + 1,
+            dispatched_at=None,
+            lease_until=None,
+            not_before=func.now(),
+            error=None,
+            losses=0,
+        )
     )
 
 
