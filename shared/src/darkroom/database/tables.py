@@ -17,6 +17,11 @@ def _hash(name: str = "sha256", **options: object) -> sa.Column:  # type: ignore
     return sa.Column(name, sa.Text(collation="C"), **options)  # type: ignore[arg-type]
 
 
+def _json(name: str) -> sa.Column:  # type: ignore[type-arg]
+    """An optional document. None is SQL's NULL, not JSON's null, which `IS NULL` does not find."""
+    return sa.Column(name, JSONB(none_as_null=True))
+
+
 originals = sa.Table(
     "originals",
     metadata,
@@ -38,10 +43,10 @@ originals = sa.Table(
     sa.Column("height", sa.Integer),
     sa.Column("taken_at", sa.Text),
     sa.Column("thumbhash", sa.Text),
-    sa.Column("palette", JSONB),
+    _json("palette"),
     sa.Column("perceptual_hash", sa.BigInteger),
-    sa.Column("thumbnails", JSONB),
-    sa.Column("error", JSONB),
+    _json("thumbnails"),
+    _json("error"),
     _moment("created_at", required=True),
     _moment("ready_at"),
     _moment("unreferenced_at"),
@@ -107,7 +112,7 @@ events = sa.Table(
     sa.Column("batch_id", sa.Uuid, nullable=False),
     sa.Column("image_id", sa.Uuid),
     _hash(),
-    sa.Column("problem", JSONB),
+    _json("problem"),
     sa.Column("trace_id", sa.Text),
     _moment("published_at"),
 )
