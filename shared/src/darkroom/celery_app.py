@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from celery import Celery, Task
+from celery.backends.redis import RedisBackend
 from celery.canvas import Signature
 from celery.exceptions import Ignore, Reject
 from kombu import Connection
@@ -97,13 +98,27 @@ def bound_publishing(app: Celery) -> None:
     app.conf.result_backend_transport_options = {
         "retry_policy": {"max_retries": 2, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.2}
     }
-    # A publisher that outlives its tasks must not subscribe to the result of each: nobody reads them there, the
-    # subscriptions are never ended, and with Redis away no task could be sent.
-    app.backend.on_task_call = _subscribe_to_nothing
+    await_no_results(app)
 
 
-def _subscribe_to_nothing(producer: Any, task_id: str) -> dict[str, Any]:
-    return {}
+class UnawaitedResults(RedisBackend):  # type: ignore[misc]
+    """A result store that subscribes to nothing: `AsyncResult.get` does not work, everything else does.
+
+    Celery subscribes to the result of every task that it sends and of every part of a chord, in the hope that somebody
+    waits. In a process that lives long nobody does and nothing ends the subscriptions; and with Redis away nothing
+    could be sent.
+    """
+
+    def on_task_call(self, producer: Any, task_id: str) -> dict[str, Any]:
+        return {}
+
+    def add_pending_result(self, result: Any, weak: bool = False, start_drainer: bool = True) -> Any:
+        return result
+
+
+def await_no_results(app: Celery) -> None:
+    """Has a process that never waits for a result use `UnawaitedResults`. Call it before the application is used."""
+    app.backend_cls = f"{__name__}:{UnawaitedResults.__name__}+{app.conf.result_backend}"
 
 
 PUBLISH_OPTIONS: dict[str, Any] = {"retry": False, "confirm_timeout": 1, "timeout": 1}
@@ -184,6 +199,7 @@ def bind(
         name=contract.name,
         max_retries=options.pop("max_retries", app.conf.darkroom_max_retries),
         throws=(PermanentError, Ignore, Reject),
+        shared=False,  # with this application alone: Celery would register it in every other of this process too
         **options,
     )(run)
 

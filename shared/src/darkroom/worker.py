@@ -14,6 +14,7 @@ from typing import Any, Literal
 from celery import Celery, bootsteps
 from celery.signals import task_postrun, task_prerun
 
+from darkroom.celery_app import await_no_results
 from darkroom.errors import ConfigurationError
 from darkroom.topology import Node, queues_of
 
@@ -93,6 +94,7 @@ def run_worker(
     SIGTERM finishes what runs and hands back what was only prefetched. A caller whose work happens outside of tasks
     too passes the watchdog that it marks its units on.
     """
+    await_no_results(app)
     if heartbeat_file is not None:
         app.steps["consumer"].add(_heartbeat_step(heartbeat_file))
     if watchdog is None and options.watchdog_s is not None:
