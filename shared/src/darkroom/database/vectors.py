@@ -102,7 +102,7 @@ def stubborn_backfills(connection: Connection, sent_at_least: int) -> int:
 
 
 def plan_backfill(connection: Connection, model_id: ModelId, limit: int) -> int:
-    """Adds finished originals without a vector of this model to the backfill; returns how many still lack one."""
+    """Fills the backfill of a model up to `limit` finished originals; returns how many in all still lack its vector."""
     connection.execute(
         text(
             """
@@ -110,7 +110,8 @@ def plan_backfill(connection: Connection, model_id: ModelId, limit: int) -> int:
             SELECT :model, o.sha256 FROM originals o
             WHERE o.status = 'ready' AND o.unreferenced_at IS NULL
               AND NOT EXISTS (SELECT FROM embeddings e WHERE e.model_id = :model AND e.sha256 = o.sha256)
-            LIMIT :limit
+              AND NOT EXISTS (SELECT FROM backfills b WHERE b.model_id = :model AND b.sha256 = o.sha256)
+            LIMIT greatest(0, :limit - (SELECT count(*) FROM backfills WHERE model_id = :model))
             ON CONFLICT DO NOTHING
             """
         ),
@@ -132,10 +133,12 @@ def plan_backfill(connection: Connection, model_id: ModelId, limit: int) -> int:
 
 
 def activate_model(connection: Connection, model_id: ModelId) -> None:
-    """Makes searches use this model; the one before keeps its vectors."""
+    """Makes searches use this model; the one before keeps its vectors. Raises `LookupError` for an unknown model."""
     connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('darkroom.models'))"))
     connection.execute(update(models).where(models.c.state == "active").values(state="retired"))
-    connection.execute(update(models).where(models.c.id == model_id).values(state="active", activated_at=func.now()))
+    activation = update(models).where(models.c.id == model_id).values(state="active", activated_at=func.now())
+    if connection.execute(activation).rowcount != 1:
+        raise LookupError(f"no model {model_id!r} was ever registered")
 
 
 def store_vector(connection: Connection, model_id: ModelId, sha256: Sha256, vector: Sequence[float]) -> bool:
