@@ -111,7 +111,8 @@ def search_faults(search: Search) -> list[str]:
     names = [hit["image"]["filename"] for hit in search.found["results"]]
     if names[:1] == [search.expected]:
         return []
-    return [f"the search for {search.heading} should find {search.expected} first; it found {names[:3]}"]
+    found = ", ".join(str(name) for name in names[:HITS]) or "nothing"
+    return [f"the search for {search.heading} should find {search.expected} first and found {found}"]
 
 
 def _thumbnail_faults(client: Darkroom, images: Iterable[Image]) -> list[str]:

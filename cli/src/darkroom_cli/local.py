@@ -73,7 +73,7 @@ SERVICES = (
 )
 
 # Only with these may a process touch what users own: workers decode untrusted bytes and get none of them.
-DATABASE_SETTINGS = ("DARKROOM_DATABASE_URL", "DARKROOM_DATABASE_POOL_SIZE")
+DATABASE_SETTINGS = ("DARKROOM_DATABASE_URL", "DARKROOM_DATABASE_POOL_SIZE", "DARKROOM_PG_BIN_DIR")
 
 
 class Steps(Protocol):
@@ -92,7 +92,7 @@ class Endpoints:
     broker_url: str
     blob_url: str
     database_programs: Path
-    """Folder of the pg_dump that fits the database; the backup takes it from PATH."""
+    """Folder of the pg_dump that fits the database."""
 
 
 def service_environment(
@@ -108,7 +108,7 @@ def service_environment(
     }
     if service.has_database:
         environment["DARKROOM_DATABASE_URL"] = endpoints.database_url
-        environment["PATH"] = os.pathsep.join([str(endpoints.database_programs), inherited.get("PATH", os.defpath)])
+        environment["DARKROOM_PG_BIN_DIR"] = str(endpoints.database_programs)
     else:
         for name in DATABASE_SETTINGS:
             environment.pop(name, None)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-from rich.console import Console
 from rich.text import Text
 
 from darkroom_cli import contact_sheet, rendering
@@ -36,9 +35,8 @@ from darkroom_cli.uploading import Journal, find_files, upload_files
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 # Results on standard output, everything on the way on standard error: `darkroom ledger --json | jq` works.
-# Not highlighted: colours say something here, and numbers are not news.
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out = rendering.console()
+err = rendering.console(stderr=True)
 
 
 class Commands(click.Group):
@@ -355,7 +353,7 @@ def _print_verdict(wrong: list[str]) -> None:
     if not wrong:
         out.print(Text.assemble(("  ✓ ", "green"), "every sample is ready and found"))
     for fault in wrong:
-        out.print(Text.assemble(("  ✗ ", "red"), fault))
+        out.print(rendering.indented(Text.assemble(("✗ ", "red"), fault)))
 
 
 def _print_hints(options: LocalOptions) -> None:

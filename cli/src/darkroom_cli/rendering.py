@@ -1,9 +1,10 @@
 """What the commands print: tables, bars and problems, for a person at a terminal. No requests, no files."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
@@ -18,16 +19,28 @@ STATUS_STYLES = {"ready": "green", "failed": "red", "processing": "yellow", "acc
 NOTHING = "\u2013"
 TIMES = "\u00d7"
 SIZES = ("small", "medium", "large")
-WIDE_ENOUGH = 120
-"""Columns from which tables show an id in full: a shortened one is for the eye only."""
+WIDE, ROOMY = 132, 100
+"""From so many columns on tables show an id in full, and from so many on its end, which is for the eye only."""
 
 
-def table(*columns: str, right: Sequence[str] = ()) -> Table:
-    """An empty table in the house style; the columns named in `right` hold numbers."""
+def console(*, stderr: bool = False) -> Console:
+    """A console with no colours but those we give. Into a file or a pipe it writes long lines, for other programs."""
+    made = Console(stderr=stderr, highlight=False)
+    return made if made.is_terminal or "COLUMNS" in os.environ else Console(stderr=stderr, highlight=False, width=200)
+
+
+def table(*columns: str, right: Sequence[str] = (), elastic: Sequence[str] = ()) -> Table:
+    """An empty table in the house style: `right` columns hold numbers, `elastic` ones give way on a narrow terminal."""
     empty = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     for column in columns:
-        empty.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if column in right else "left"
+        empty.add_column(column, justify=justify, no_wrap=column not in elastic, overflow="ellipsis")
     return empty
+
+
+def name_text(name: str | None) -> Text:
+    """A name that an elastic column cuts instead of breaking it into lines."""
+    return Text(name or NOTHING, no_wrap=True, overflow="ellipsis")
 
 
 def indented(renderable: RenderableType) -> RenderableType:
@@ -94,15 +107,9 @@ def ago(value: str | None, now: datetime) -> str:
     return "never" if then is None else f"{seconds_text(max(0.0, (now - then).total_seconds()))} ago"
 
 
-def id_text(image_id: str, width: int) -> Text:
-    """An id in full where the terminal has room, else its last digits: the first ones are a clock and much alike."""
-    return Text(image_id if width >= WIDE_ENOUGH else f"…{image_id[-8:]}", "dim")
-
-
-def palette_text(image: Image) -> Text:
+def palette_text(image: Image, colours: int = 4) -> Text:
     """The picture's main colours as blocks."""
-    colours = [entry["hex"] for entry in image["palette"] or []][:4]
-    return Text.assemble(*(("██", colour) for colour in colours))
+    return Text.assemble(*(("██", entry["hex"]) for entry in (image["palette"] or [])[:colours]))
 
 
 def dimensions(image: Image) -> str:
@@ -112,29 +119,29 @@ def dimensions(image: Image) -> str:
 
 def pixels_text(width: int, height: int) -> str:
     """Width by height in pixels."""
-    return f"{width} {TIMES} {height}"
+    return f"{width}{TIMES}{height}"
 
 
 def images_table(images: Iterable[Image], width: int) -> Table:
-    """What each image became."""
-    shown = table(
-        "picture", "", "format", "pixels", "size", "thumbnails s/m/l", "ready in", "id",
-        right=("pixels", "size", "thumbnails s/m/l", "ready in"),
-    )  # fmt: skip
+    """What each image became, for a terminal of so many columns."""
+    ids = ("id",) if width >= ROOMY else ()
+    numbers = ("pixels", "KB", "thumbnails KB", "ready in")
+    shown = table("picture", "", "format", *numbers, *ids, right=numbers, elastic=("picture",))
     for image in images:
         thumbnails = image["thumbnails"]
-        kilobytes = " ".join(f"{thumbnails[size]['bytes'] / 1000:.1f}" for size in SIZES if size in thumbnails)
         is_ready = image["status"] == "ready"
-        shown.add_row(
-            Text(image["filename"] or NOTHING),
-            palette_text(image) if is_ready else status_text(image["status"]),
+        cells: list[RenderableType] = [
+            name_text(image["filename"]),
+            palette_text(image, 3) if is_ready else status_text(image["status"]),
             image["format"] or NOTHING,
             dimensions(image),
-            bytes_text(image["bytes"]),
-            f"{kilobytes} KB" if kilobytes else NOTHING,
+            f"{image['bytes'] / 1000:.1f}",
+            "".join(f"{thumbnails[size]['bytes'] / 1000:5.1f}" for size in SIZES if size in thumbnails) or NOTHING,
             "known" if image["duplicate"] and is_ready else seconds_text(seconds_to_ready(image)),
-            id_text(image["id"], width),
-        )
+        ]
+        if ids:
+            cells.append(Text(image["id"] if width >= WIDE else f"…{image['id'][-8:]}", "dim"))
+        shown.add_row(*cells)
     return shown
 
 
@@ -170,18 +177,17 @@ def image_details(image: Image) -> RenderableType:
 
 
 def hits_table(found: Found) -> Table:
-    """The results of a search, the best first."""
-    shown = table("score", "", "id", "picture", "tags", "status", right=("score",))
+    """The results of a search, the best first; ids in full, because the next command is given one."""
+    shown = table("score", "", "picture", "tags", "status", "id", right=("score",), elastic=("picture", "tags"))
     for hit in found["results"]:
         image = hit["image"]
         shown.add_row(
             f"{hit['score']:.3f}",
-            palette_text(image),
-            # Always whole: it is what the next command is given.
-            Text(image["id"], "dim"),
-            Text(image["filename"] or NOTHING),
-            Text(", ".join(image["tags"])),
+            palette_text(image, 2),
+            name_text(image["filename"]),
+            name_text(", ".join(image["tags"])),
             status_text(image["status"]),
+            Text(image["id"], "dim"),
         )
     return shown
 
@@ -193,7 +199,7 @@ def failures_table(images: Iterable[Image]) -> RenderableType:
 
 def refusals_table(refused: Iterable[tuple[str, Mapping[str, Any]]]) -> RenderableType:
     """Files with the problem of each."""
-    shown = table("file", "problem")
+    shown = table("file", "problem", elastic=("file", "problem"))
     for name, problem in refused:
         cause = Text(str(problem.get("detail") or problem.get("title") or "unknown"))
         if problem.get("remedy"):
@@ -204,10 +210,15 @@ def refusals_table(refused: Iterable[tuple[str, Mapping[str, Any]]]) -> Renderab
 
 def ledger_table(ledger: Mapping[str, int]) -> RenderableType:
     """The ledger, and whether it adds up."""
+    return Group(ledger_columns(ledger), ledger_verdict(ledger))
+
+
+def ledger_columns(counts: Mapping[str, int]) -> Table:
+    """How many images were accepted and what became of them."""
     parts = ("ready", "failed", "deleted", "in_flight")
     shown = table("accepted", *(part.replace("_", " ") for part in parts), right=("accepted", "in flight", *parts))
-    shown.add_row(*(f"{ledger[name]:,}" for name in ("accepted", *parts)))
-    return Group(shown, ledger_verdict(ledger))
+    shown.add_row(*(f"{counts[name]:,}" for name in ("accepted", *parts)))
+    return shown
 
 
 def adds_up(ledger: Mapping[str, int]) -> bool:
@@ -246,7 +257,7 @@ def _dispatcher_text(dispatcher: Mapping[str, Any]) -> Text:
 
 
 def _models_table(models: Iterable[Mapping[str, Any]]) -> RenderableType:
-    shown = table("model", "state", "covers", "dimensions", right=("covers", "dimensions"))
+    shown = table("model", "state", "covers", "dimensions", right=("covers", "dimensions"), elastic=("model",))
     for model in models:
         style = {"active": "green", "filling": "yellow"}.get(model["state"], "dim")
         covers = f"{model['covered']} of {model['total']}"
@@ -255,7 +266,7 @@ def _models_table(models: Iterable[Mapping[str, Any]]) -> RenderableType:
 
 
 def _jobs_table(jobs: Iterable[Mapping[str, Any]], now: datetime) -> RenderableType:
-    shown = table("job", "last run", "result")
+    shown = table("job", "last run", "result", elastic=("result",))
     for job in jobs:
         result = Text(job["summary"] or NOTHING)
         if job["alarm"]:
@@ -280,28 +291,25 @@ def _processes_table(states: Mapping[str, ProcessState], now: datetime) -> Rende
 
 
 def report_page(report: Mapping[str, Any]) -> RenderableType:
-    """A usage report, whatever figures it has; names tell their units."""
-    start, end = (f"{moment(report[name]):%a %d %b %Y %H:%M}" for name in ("period_start", "period_end"))
-    shown = table("figure", "", right=("",))
-    for name, value in _flattened(report["report"]):
-        shown.add_row(name.removesuffix("_s").replace("_", " "), _figure(name, value))
-    return Group(Text.assemble((f"{start} to {end}", "bold"), (" UTC", "dim")), Text(), shown)
-
-
-def _flattened(value: object, path: str = "") -> Iterator[tuple[str, object]]:
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield from _flattened(inner, f"{path}, {name}" if path else str(name))
-    else:
-        yield path, value
-
-
-def _figure(name: str, value: object) -> str:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        if name.endswith("_s"):
-            return seconds_text(float(value))
-        return bytes_text(int(value)) if "bytes" in name else f"{value:,}"
-    return NOTHING if value is None else str(value)
+    """A weekly usage report: photos, new bytes, speed by lane, failures by cause, storage."""
+    figures = report["report"]
+    start, end = (f"{moment(report[name]):%a %d %b %Y}" for name in ("period_start", "period_end"))
+    parts: list[RenderableType] = [Text.assemble((f"{start} to {end}", "bold"), (" UTC", "dim")), Text()]
+    parts.append(ledger_columns(figures["photos"]))
+    speed = table("lane", "worked on", "half ready in", "95 % in", right=("worked on", "half ready in", "95 % in"))
+    for lane, seconds in figures["seconds_to_ready"].items():
+        speed.add_row(lane, f"{seconds['photos']:,}", seconds_text(seconds["p50"]), seconds_text(seconds["p95"]))
+    failures = table("failed because of", "photos", right=("photos",))
+    for cause, count in sorted(figures["failures_by_cause"].items(), key=lambda item: -item[1]):
+        failures.add_row(cause, f"{count:,}")
+    storage = table("stored", "", right=("",))
+    storage.add_row("new originals", bytes_text(figures["bytes"]))
+    for kind, count in figures["storage_bytes"].items():
+        storage.add_row(f"all {kind}", bytes_text(count))
+    for shown in (speed, failures, storage):
+        if shown.row_count:
+            parts += [Text(), shown]
+    return Group(*parts)
 
 
 def upload_progress(console: Console) -> Progress:

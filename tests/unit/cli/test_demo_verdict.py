@@ -33,7 +33,7 @@ def test_a_ready_sample_with_everything_is_right():
         (None, "is missing"),
         (became(status="failed", error={"detail": "it is corrupt"}), "is failed: it is corrupt"),
         (became(format="PNG"), "was taken for PNG"),
-        (became(width=SAMPLE.size[1], height=SAMPLE.size[0]), f"has 1600 {TIMES} 1200, not 1200 {TIMES} 1600"),
+        (became(width=SAMPLE.size[1], height=SAMPLE.size[0]), f"has 1600{TIMES}1200, not 1200{TIMES}1600"),
         (became(thumbnails={"small": {}, "large": {}}), "has no thumbnail medium"),
         (became(embeddings=[]), "has no embedding"),
     ],

@@ -37,9 +37,9 @@ def test_a_worker_that_sees_photos_cannot_reach_the_database(name):
 
 @pytest.mark.parametrize("name", ["gateway", "finalize", "maintenance", "beat"])
 def test_the_others_have_the_local_database(name):
-    environment = environment_of(name, {"DARKROOM_DATABASE_URL": "postgresql://theirs", "PATH": "/bin"})
+    environment = environment_of(name, {"DARKROOM_DATABASE_URL": "postgresql://theirs"})
     assert environment["DARKROOM_DATABASE_URL"] == ENDPOINTS.database_url
-    assert environment["PATH"] == "/pg:/bin"
+    assert environment["DARKROOM_PG_BIN_DIR"] == "/pg"
 
 
 def test_what_the_user_has_set_is_passed_on_but_never_leads_elsewhere():

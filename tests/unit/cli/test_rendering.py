@@ -68,17 +68,26 @@ def test_durations(seconds, text):
 def test_the_table_says_what_each_image_became():
     shown = text_of(rendering.images_table([image(), image(duplicate=True), image(status="processing")], 160))
     assert "red.jpg" in shown
-    assert "1.0 2.0 3.0 KB" in shown
+    assert "1.0  2.0  3.0" in shown
     assert "0.42 s" in shown
     assert "known" in shown
     assert "processing" in shown
     assert "0192f0c1-0000-7000-8000-0000deadbeef" in shown
 
 
-def test_on_a_narrow_terminal_a_row_stays_one_line():
-    shown = text_of(rendering.images_table([image()], 80), width=80)
+@pytest.mark.parametrize(("width", "shown_id"), [(80, ""), (100, "…deadbeef"), (132, image()["id"])])
+def test_a_row_is_one_line_and_shows_as_much_of_the_id_as_fits(width, shown_id):
+    big = image(filename="a-name-that-is-longer-than-most.jpg", width=40_000, height=30_000, bytes=209_715_200)
+    shown = text_of(rendering.images_table([big], width), width=width)
     assert len(shown.splitlines()) == 2
-    assert "deadbeef" in shown
+    assert shown_id in shown
+    assert ("deadbeef" in shown) is bool(shown_id)
+
+
+def test_a_search_shows_whole_ids_at_any_width():
+    shown = text_of(rendering.hits_table({"results": [{"image": image(), "score": 0.5}], "model": "m"}), width=80)
+    assert image()["id"] in shown
+    assert len(shown.splitlines()) == 2
 
 
 def test_markup_in_a_file_name_is_shown_as_it_is():
@@ -129,11 +138,18 @@ def test_a_report_shows_its_figures_with_their_units():
     report = {
         "period_start": "2026-02-23T00:00:00Z",
         "period_end": "2026-03-02T00:00:00Z",
-        "report": {"photos": 12_345, "original_bytes": 5_000_000, "lanes": {"bulk": {"p95_s": 3.25}}, "backup": None},
+        "report": {
+            "photos": {"accepted": 12_345, "ready": 12_340, "failed": 3, "deleted": 2, "in_flight": 0},
+            "bytes": 5_000_000,
+            "failures_by_cause": {"image-truncated": 1, "image-corrupt": 2},
+            "seconds_to_ready": {"bulk": {"photos": 9000, "p50": 0.25, "p95": 3.25}},
+            "storage_bytes": {"originals": 9_000_000, "database": 12_000_000},
+        },
     }
     shown = text_of(rendering.report_page(report))
-    for part in ("Mon 23 Feb 2026", "12,345", "5.0 MB", "lanes, bulk, p95", "3.25 s"):
+    for part in ("Mon 23 Feb 2026", "12,345", "5.0 MB", "9,000", "0.25 s", "3.25 s", "all database", "12.0 MB"):
         assert part in shown
+    assert shown.index("image-corrupt") < shown.index("image-truncated")
 
 
 def test_the_contact_sheet_holds_its_pictures_and_nothing_of_a_name_is_markup():
