@@ -24,7 +24,6 @@ class Blob:
     """What to serve: `etag` without quotes, and whether a browser saves it (under `filename`) or shows it."""
 
     key: BlobKey
-    bytes: int
     etag: str
     is_download: bool = False
     filename: str | None = None
@@ -88,14 +87,13 @@ async def serve(request: Request, store: BlobStore, blob: Blob) -> Response:
     if request.headers.get("if-range", headers["ETag"]) != headers["ETag"]:
         range_header = None
     try:
-        asked = requested_range(range_header, blob.bytes)
+        opened = await run_sync(_open, store, blob.key, range_header)
     except PermanentError as error:
-        return ProblemResponse(error.problem, {"Content-Range": f"bytes */{blob.bytes}"})
-    part = asked or ByteRange(0, blob.bytes)
-    opened = await run_sync(_open, store, blob.key, part)
-    headers |= {"Content-Type": opened.media_type, "Content-Length": str(part.stop - part.start)}
+        return ProblemResponse(error.problem, {"Content-Range": f"bytes */{error.problem.limit}"})
+    asked = opened.asked
+    headers |= {"Content-Type": opened.media_type, "Content-Length": str(opened.part.stop - opened.part.start)}
     if asked is not None:
-        headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{blob.bytes}"
+        headers["Content-Range"] = f"bytes {asked.start}-{asked.stop - 1}/{opened.size}"
     if blob.is_download:
         headers["Content-Disposition"] = disposition(blob.filename or blob.key.rpartition("/")[2])
     status = 200 if asked is None else 206
@@ -115,16 +113,25 @@ def disposition(filename: str) -> str:
 @dataclass(frozen=True)
 class _Opened:
     media_type: str
+    size: int
+    asked: ByteRange | None
     content: bytes | Iterator[bytes]
 
+    @property
+    def part(self) -> ByteRange:
+        return self.asked or ByteRange(0, self.size)
 
-def _open(store: BlobStore, key: BlobKey, part: ByteRange) -> _Opened:
-    """The media type by the blob's first bytes, and the part: at once when it is small, else in pieces."""
+
+def _open(store: BlobStore, key: BlobKey, range_header: str | None) -> _Opened:
+    """The media type by the blob's first bytes, and the asked part: at once when it is small, else in pieces."""
+    size = store.info(key).bytes
+    asked = requested_range(range_header, size)
     head = next(store.read_range(key, 0, SNIFF_BYTES), b"")
     media_type = MEDIA_TYPES.get(sniff(head) or "", "application/octet-stream")
+    part = asked or ByteRange(0, size)
     length = part.stop - part.start
     pieces = _cut(store.read_range(key, part.start), length)
-    return _Opened(media_type, b"".join(pieces) if length <= AT_ONCE_BYTES else pieces)
+    return _Opened(media_type, size, asked, b"".join(pieces) if length <= AT_ONCE_BYTES else pieces)
 
 
 def _cut(pieces: Iterator[bytes], length: int) -> Iterator[bytes]:

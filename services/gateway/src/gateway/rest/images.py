@@ -109,7 +109,7 @@ async def image(gateway: FromGateway, image_id: UUID) -> Image:
 async def original(request: Request, gateway: FromGateway, image_id: UUID) -> Response:
     """The bytes that were uploaded, to save as a file."""
     row = await _image(gateway, image_id)
-    blob = Blob(original_key(row.sha256), row.bytes, row.sha256, is_download=True, filename=row.filename)
+    blob = Blob(original_key(row.sha256), row.sha256, is_download=True, filename=row.filename)
     return await serve(request, gateway.store, blob)
 
 
@@ -128,9 +128,7 @@ async def thumbnail(request: Request, gateway: FromGateway, image_id: UUID, size
             value=str(image_id),
             remedy="Ask again when its status is ready.",
         )
-    return await serve(
-        request, gateway.store, Blob(rendition["key"], rendition["bytes"], f"{row.sha256}-{row.recipe}-{size}")
-    )
+    return await serve(request, gateway.store, Blob(rendition["key"], f"{row.sha256}-{row.recipe}-{size}"))
 
 
 @router.delete("/images/{image_id}", status_code=204, responses=answers_with(404))

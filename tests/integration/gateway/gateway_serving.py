@@ -1,0 +1,104 @@
+"""A gateway in this process, on real servers, reached over real HTTP."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+from conftest import eventually
+from fastapi import FastAPI
+from gateway_workers import Call, calls
+
+from darkroom.contracts.tasks import TaskContract
+from darkroom_cli.servers import ChildProcess
+from darkroom_cli.servers.ports import reserve_port
+from gateway.bootstrap import Gateway
+from gateway.rest.app import create_app
+from gateway.settings import GatewaySettings
+
+DECLARED_ELSEWHERE = {404, 405}
+"""Answers to paths and methods that are not there, which OpenAPI has no place for."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running gateway: its URL, a client on it, and its parts."""
+
+    url: str
+    http: httpx.Client
+    app: FastAPI
+
+    @property
+    def parts(self) -> Gateway:
+        """What it consists of."""
+        return self.app.state.gateway
+
+    def upload(self, *contents: bytes, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
+        """The answer to an upload of these files, named `photo-0.jpg` and so on."""
+        files = [("file", (f"photo-{n}.jpg", content)) for n, content in enumerate(contents)]
+        return self.http.post("/v1/images", files=files, data=fields, headers=headers)
+
+    def accepted(self, *contents: bytes, **fields: Any) -> list[dict[str, Any]]:
+        """The images of an upload, which must be accepted."""
+        answer = self.upload(*contents, **fields)
+        assert answer.status_code == 202, answer.text
+        return answer.json()["images"]
+
+
+@contextmanager
+def serving(settings: GatewaySettings) -> Iterator[Served]:
+    """A gateway under uvicorn in a thread. Every answer is compared with what OpenAPI declares."""
+    app = create_app(settings)
+    port = reserve_port()
+    server = uvicorn.Server(
+        uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, timeout_graceful_shutdown=5)
+    )
+    thread = threading.Thread(target=server.run, name="uvicorn", daemon=True)
+    thread.start()
+    url = f"http://127.0.0.1:{port}"
+    try:
+        eventually(lambda: server.started or not thread.is_alive())
+        with httpx.Client(base_url=url, timeout=30, event_hooks={"response": [declared_by(app)]}) as http:
+            yield Served(url, http, app)
+    finally:
+        server.should_exit = True
+        thread.join(30)
+    assert not thread.is_alive()
+
+
+def declared_by(app: FastAPI) -> Callable[[httpx.Response], None]:
+    """Fails a test whose answer has a status or a media type that OpenAPI does not declare for its route."""
+    document = app.openapi()
+
+    def check(response: httpx.Response) -> None:
+        method, path = response.request.method.lower(), response.request.url.path
+        for template, operations in document["paths"].items():
+            if matches(template, path) and method in operations:
+                declared = operations[method]["responses"]
+                assert str(response.status_code) in declared, f"{method} {path}: {response.status_code} is undeclared"
+                return
+        assert response.status_code in DECLARED_ELSEWHERE or not path.startswith("/v1"), f"{method} {path}"
+
+    return check
+
+
+def matches(template: str, path: str) -> bool:
+    """Whether a path is one of an OpenAPI path template."""
+    wanted, found = template.replace(":", "/:").split("/"), path.replace(":", "/:").split("/")
+    return len(wanted) == len(found) and all(w == f or w.startswith("{") for w, f in zip(wanted, found, strict=True))
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The stand-ins of `gateway_workers.py`, in a process of their own."""
+
+    process: ChildProcess
+    noted: Path
+
+    def calls(self, contract: TaskContract[Any, Any]) -> list[Call]:
+        """Every run of a task."""
+        return [call for call in calls(self.noted) if call.task == contract.name]
