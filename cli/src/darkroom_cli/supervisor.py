@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -44,8 +45,8 @@ class Supervisor:
     """Runs named processes over one data folder, as a context manager that owns the folder meanwhile.
 
     A process that ends is started again after 1, 2, 4, 8 and then every 10 seconds. Leaving the `with` block, which
-    SIGTERM and SIGINT do by raising `StopRequested` in it, stops all in the reverse order of their starts. Should this
-    process itself be killed, the guard of `servers.process` kills its children.
+    SIGTERM and SIGINT do by raising `StopRequested` in it, stops all commands at once and then the servers, the last
+    first. Should this process itself be killed, the guard of `servers.process` kills its children.
 
     Entering raises ServerError when another supervisor has the folder.
     """
@@ -90,16 +91,19 @@ class Supervisor:
         `env` is its whole environment (default: a copy of ours); it has `grace_s` seconds to end after SIGTERM. Raises
         ServerError when it cannot be executed.
         """
-        self.start(name, ChildProcess(argv, log=self.log_path(name), env=env, grace_s=grace_s))
+        self._keep(name, ChildProcess(argv, log=self.log_path(name), env=env, grace_s=grace_s), is_server=False)
 
-    def start(self, name: str, process: Process) -> None:
-        """Starts a server or another process and keeps it running; returns when it serves.
+    def start(self, name: str, server: Process) -> None:
+        """Starts a server that later processes need, and keeps it running; returns when it serves.
 
         Raises what its first start raises, and then does not keep it.
         """
+        self._keep(name, server, is_server=True)
+
+    def _keep(self, name: str, process: Process, *, is_server: bool) -> None:
         if name in self._keepers:
             raise ValueError(f"a process named {name} is already kept")
-        keeper = self._keepers[name] = _Keeper(name, process, self._write_state)
+        keeper = self._keepers[name] = _Keeper(name, process, self._write_state, is_server=is_server)
         keeper.start()
         keeper.settled.wait()
         if keeper.error is not None:
@@ -117,8 +121,14 @@ class Supervisor:
             threading.Event().wait()
 
     def _stop_all(self) -> None:
+        # A worker takes seconds to wind down, and none waits for another; servers outlive all who use them.
+        commands = [keeper for keeper in self._keepers.values() if not keeper.is_server]
+        with ThreadPoolExecutor(max_workers=max(1, len(commands))) as threads:
+            for ended in [threads.submit(keeper.end) for keeper in commands]:
+                ended.result()
         for keeper in reversed(self._keepers.values()):
-            keeper.end()
+            if keeper.is_server:
+                keeper.end()
         with self._writing:
             (self.data_dir / STATE_FILE).unlink(missing_ok=True)
             if self._lock is not None:
@@ -135,8 +145,9 @@ class Supervisor:
 class _Keeper(threading.Thread):
     """Runs one process again and again. A thread each, because starting a server takes seconds and a stop waits."""
 
-    def __init__(self, name: str, process: Process, on_change: Callable[[], None]) -> None:
+    def __init__(self, name: str, process: Process, on_change: Callable[[], None], *, is_server: bool) -> None:
         super().__init__(name=f"keeper of {name}", daemon=True)
+        self.is_server = is_server
         self._label = name
         self._process = process
         self._on_change = on_change
@@ -158,19 +169,17 @@ class _Keeper(threading.Thread):
                     self.error = exc
                     self.settled.set()
                     return
-                logger.warning("process.start_failed", extra={"process": self._label, "error": str(exc)})
+                logger.warning("process.start_failed", extra={"child": self._label, "error": str(exc)})
             else:
                 self._note(self._process.pid)
                 self.settled.set()
-                # Asked after the start: `end` may have come before there was anything to stop.
-                if not self._stopping.is_set():
-                    self._process.wait()
+                self._process.wait()
                 self._note(None)
             crashes = 0 if time.monotonic() - started >= STABLE_S else crashes
             pause_s = restart_pause_s(crashes)
             if self._stopping.is_set():
                 break
-            logger.warning("process.ended", extra={"process": self._label, "restart_in_s": pause_s})
+            logger.warning("process.ended", extra={"child": self._label, "restart_in_s": pause_s})
             if self._stopping.wait(pause_s):
                 break
             crashes += 1
@@ -180,8 +189,10 @@ class _Keeper(threading.Thread):
     def end(self) -> None:
         """Stops the process for good."""
         self._stopping.set()
-        self._process.stop()
-        self.join()
+        while self.is_alive():
+            # More than once: a start in progress may make what there is to stop only after the first time.
+            self._process.stop()
+            self.join(timeout=0.2)
 
     def _note(self, pid: int | None) -> None:
         self.state = ProcessState(pid=pid, restarts=self._restarts, since=_now())

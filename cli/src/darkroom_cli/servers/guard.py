@@ -18,9 +18,11 @@ def main(owner_pid: int) -> None:
     """Returns after the owner has died and every group still registered then has been killed."""
     groups: set[int] = set()
     unread = b""
-    # The parent's pid is asked too: a copy of the pipe in a process that the owner forked would hide its end.
-    while os.getppid() == owner_pid:
+    while True:
         if not select.select([STDIN], [], [], 1.0)[0]:
+            # A copy of the pipe in a process that the owner forked hides its end; what was written is read by now.
+            if os.getppid() != owner_pid:
+                break
             continue
         received = os.read(STDIN, 65_536)
         if not received:

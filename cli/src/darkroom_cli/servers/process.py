@@ -104,15 +104,18 @@ class ChildProcess:
         self._group = self._child.pid
         _guard.watch(self._group)
 
-    def stop(self) -> None:
-        """Asks the command to end, kills its group when the grace is over. Returns when the group is gone."""
+    def stop(self, *, grace_s: float | None = None) -> None:
+        """Asks the command to end, kills its group when the grace is over. Returns when the group is gone.
+
+        `grace_s` replaces the grace that was set at first.
+        """
         child = self._child
         if child is None:
             return
         if self.is_running:
             child.send_signal(self._stop_signal)
             with suppress(subprocess.TimeoutExpired):
-                child.wait(self._grace_s)
+                child.wait(self._grace_s if grace_s is None else grace_s)
         self._end_group()
         child.wait()
 

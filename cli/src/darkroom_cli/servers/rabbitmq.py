@@ -69,6 +69,8 @@ class RabbitServer(EmbeddedServer):
             "ERL_EPMD_PORT": str(reserve_port()),
             "ERL_EPMD_ADDRESS": LOOPBACK,
             "ERL_CRASH_DUMP_BYTES": "0",
+            # Without a port mapper they fail, instead of leaving a daemon of it behind that nobody ends.
+            "ERL_FLAGS": "-start_epmd false",
             "RABBITMQ_NODENAME": f"{USER}@localhost",
             "RABBITMQ_DIST_PORT": str(reserve_port()),
             "RABBITMQ_CONFIG_FILE": str(self.data_dir / "rabbitmq.conf"),
@@ -96,7 +98,7 @@ class RabbitServer(EmbeddedServer):
         return stored_secret(self.data_dir / "password")
 
     def _start_epmd(self) -> None:
-        # In the foreground and before the node, which would otherwise leave a daemon behind that nobody ends.
+        # In the foreground, so that it is our child and ends with us.
         if self._epmd is None:
             epmd = shutil.which("epmd")
             if epmd is None:

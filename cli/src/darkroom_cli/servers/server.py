@@ -17,6 +17,11 @@ class Server(Process, Protocol):
         """Where clients connect: the same for the life of this object, over stops, crashes and restarts."""
 
 
+# A server that is still starting serves nobody, and each survives a kill; but an Erlang machine that is told to end
+# while it boots may not do so at all.
+ABORT_GRACE_S = 2.0
+
+
 class EmbeddedServer(ABC):
     """A `Server` that runs as one child process on the data in one folder, for this machine's users only.
 
@@ -31,16 +36,19 @@ class EmbeddedServer(ABC):
         self.data_dir = data_dir.absolute()
         self.log = log or self.data_dir / "server.log"
         self._child: ChildProcess | None = None
+        self._has_served = False
 
     def start(self) -> None:
         """Returns when the server accepts connections; at once when it is running. Raises ServerError."""
         if self.is_running:
             return
         self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._has_served = False
         try:
             child = self._child = self._make_child()
             child.start()
             wait_until_ready(child, self.name, self._is_ready, timeout_s=self.start_timeout_s)
+            self._has_served = True
         except BaseException:
             self.stop()
             raise
@@ -48,7 +56,7 @@ class EmbeddedServer(ABC):
     def stop(self) -> None:
         """Shuts the server down in good order; returns when nothing of it runs any more."""
         if self._child is not None:
-            self._child.stop()
+            self._child.stop(grace_s=None if self._has_served else ABORT_GRACE_S)
 
     def wait(self) -> None:
         """Returns when the server's main process has ended, for whatever reason."""
