@@ -17,7 +17,7 @@ from darkroom_cli.uploading import Journal, upload_files
 TIMEOUT_S = 300.0
 HITS = 3
 
-TEXTS = {"a red circle": "red-circle-turned.jpg", "yellow triangle": "yellow-triangle-animated.gif"}
+TEXTS = {"a red circle": "red-circle-turned.jpg", "yellow triangle": "yellow-triangle-moving.gif"}
 """The searches by text, and the sample that each must find first."""
 
 PICTURE_QUERY = "a drawing of a blue star"

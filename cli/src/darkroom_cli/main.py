@@ -358,11 +358,17 @@ def _print_verdict(wrong: list[str]) -> None:
 
 def _print_hints(options: LocalOptions) -> None:
     command = "darkroom" if shutil.which("darkroom") else os.path.relpath(sys.argv[0])
-    prefix = "" if options.url == DEFAULT_URL else f"DARKROOM_URL={options.url} "
+    if options.url != DEFAULT_URL:
+        command = f"DARKROOM_URL={options.url} {command}"
     out.print()
-    out.print(Text.assemble(("  try: ", "dim"), f'{prefix}{command} search "a purple heart" --open'))
-    out.print(Text.assemble(("       ", "dim"), f"{prefix}{command} upload ~/Pictures --watch"))
-    out.print(Text.assemble(("  Ctrl-C stops everything", "dim")))
+    for label, hint in (
+        ("try", 'search "a purple heart" --open'),
+        ("or", "upload ~/Pictures --watch"),
+        ("or", "status"),
+    ):
+        # Soft-wrapped, so that it can be copied whole.
+        out.print(Text.assemble((f"  {label:>3}  ", "dim"), f"{command} {hint}"), soft_wrap=True)
+    out.print(Text("  Ctrl-C stops everything", "dim"))
 
 
 def _client(url: str | None = None) -> Darkroom:
@@ -380,18 +386,11 @@ def _watch_batches(client: Darkroom, batch_ids: list[str], *, as_json: bool = Fa
 
         batches = client.wait(batch_ids, on_change=advance).values()
     images = [image for batch in batches for image in batch.get("images", [])]
-    failed = [image for image in images if image["status"] == "failed"]
     if as_json:
         _print_json(list(batches))
-        return not failed
-    out.print(rendering.images_table((image for image in images if image["status"] != "failed"), out.width))
-    if failed:
-        out.print()
-        out.print(rendering.failures_table(failed))
-    total, _, _ = rendering.counted(batches)
-    out.print()
-    out.print(f"{total - len(failed)} ready, {len(failed)} failed")
-    return not failed
+    else:
+        out.print(rendering.outcome_of(images, out.width))
+    return all(image["status"] != "failed" for image in images)
 
 
 def _watch_image(client: Darkroom, image_id: str) -> Image:

@@ -192,11 +192,6 @@ def hits_table(found: Found) -> Table:
     return shown
 
 
-def failures_table(images: Iterable[Image]) -> RenderableType:
-    """Why each failed image failed."""
-    return refusals_table((image["filename"] or image["id"], image["error"] or {}) for image in images)
-
-
 def refusals_table(refused: Iterable[tuple[str, Mapping[str, Any]]]) -> RenderableType:
     """Files with the problem of each."""
     shown = table("file", "problem", elastic=("file", "problem"))
@@ -304,7 +299,7 @@ def report_page(report: Mapping[str, Any]) -> RenderableType:
         failures.add_row(cause, f"{count:,}")
     storage = table("stored", "", right=("",))
     storage.add_row("new originals", bytes_text(figures["bytes"]))
-    for kind, count in figures["storage_bytes"].items():
+    for kind, count in sorted(figures["storage_bytes"].items(), key=lambda item: -item[1]):
         storage.add_row(f"all {kind}", bytes_text(count))
     for shown in (speed, failures, storage):
         if shown.row_count:
@@ -334,6 +329,20 @@ def work_progress(console: Console) -> Progress:
         console=console,
         transient=True,
     )
+
+
+LISTED = 50
+"""More images than this are counted, not listed."""
+
+
+def outcome_of(images: Sequence[Image], width: int) -> RenderableType:
+    """What became of an upload: each image where there are not too many, each failure, the counts."""
+    failed = [image for image in images if image["status"] == "failed"]
+    good = [image for image in images if image["status"] != "failed"]
+    parts: list[RenderableType] = [images_table(good, width), Text()] if 0 < len(good) <= LISTED else []
+    if failed:
+        parts += [refusals_table((image["filename"] or image["id"], image["error"] or {}) for image in failed), Text()]
+    return Group(*parts, Text(f"{len(good)} ready, {len(failed)} failed"))
 
 
 def counted(batches: Iterable[Batch]) -> tuple[int, int, int]:

@@ -207,7 +207,9 @@ def _frames(kind: str, **options: Any) -> Encoder:
 
 
 def _srgb_profile() -> bytes:
-    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    profile[24:36] = bytes(12)  # when it was made: now
+    return bytes(profile)
 
 
 @dataclass(frozen=True)
@@ -255,11 +257,9 @@ SAMPLES: tuple[Sample, ...] = (
     Sample("red-square-12mp.jpg", "red", "square", (4000, 3000), _jpeg(), MIST),
     Sample("red-star.gif", "red", "star", (320, 240), _file("GIF")),
     Sample("orange-hexagon.bmp", "orange", "hexagon", (400, 300), _file("BMP"), SLATE),
-    Sample("orange-diamond-upside-down.jpg", "orange", "diamond", (1280, 960), _jpeg(orientation=3)),
+    Sample("orange-diamond-turned.jpg", "orange", "diamond", (1280, 960), _jpeg(orientation=3)),
     Sample("orange-arrow-cmyk.jpg", "orange", "arrow", (900, 700), _jpeg(mode="CMYK")),
-    Sample(
-        "yellow-triangle-animated.gif", "yellow", "triangle", (480, 360), _frames("GIF", duration=120, loop=0), SLATE
-    ),
+    Sample("yellow-triangle-moving.gif", "yellow", "triangle", (480, 360), _frames("GIF", duration=120, loop=0), SLATE),
     Sample("yellow-star-cut-out.webp", "yellow", "star", (600, 600), _file("WEBP", lossless=True), is_cut_out=True),
     Sample("yellow-crescent-64px.png", "yellow", "crescent", (64, 64), _file("PNG"), NIGHT),
     Sample("green-square-cut-out.png", "green", "square", (800, 600), _file("PNG"), is_cut_out=True),
@@ -267,7 +267,7 @@ SAMPLES: tuple[Sample, ...] = (
     Sample("green-circle-6mp.webp", "green", "circle", (3000, 2000), _file("WEBP", quality=80)),
     Sample("turquoise-drop.heic", "turquoise", "drop", (1024, 768), _heic),
     Sample(
-        "turquoise-pentagon-pages.tiff",
+        "turquoise-pentagon.tiff",
         "turquoise",
         "pentagon",
         (500, 500),
@@ -278,11 +278,11 @@ SAMPLES: tuple[Sample, ...] = (
     Sample("blue-circle-64px.png", "blue", "circle", (64, 64), _file("PNG")),
     Sample("blue-heart-transposed.jpg", "blue", "heart", (1000, 750), _jpeg(orientation=5), CREAM),
     Sample("purple-heart.tiff", "purple", "heart", (640, 640), _file("TIFF", compression="tiff_adobe_deflate"), MIST),
-    Sample("purple-semicircle-turned.jpg", "purple", "semicircle", (960, 1280), _jpeg(orientation=8)),
+    Sample("purple-semicircle.jpg", "purple", "semicircle", (960, 1280), _jpeg(orientation=8)),
     Sample("purple-ring-palette.png", "purple", "ring", (512, 512), _transparent_palette, is_cut_out=True),
     Sample("pink-flower.avif", "pink", "flower", (1440, 1080), _file("AVIF", quality=75), SLATE),
-    Sample("pink-cloud-animated.webp", "pink", "cloud", (540, 405), _frames("WEBP", duration=150, loop=0), NIGHT),
-    Sample("brown-cross-progressive.jpg", "brown", "cross", (1920, 1440), _jpeg(progressive=True), CREAM),
+    Sample("pink-cloud-moving.webp", "pink", "cloud", (540, 405), _frames("WEBP", duration=150, loop=0), NIGHT),
+    Sample("brown-cross.jpg", "brown", "cross", (1920, 1440), _jpeg(progressive=True), CREAM),
     Sample("brown-oval-profile.jpg", "brown", "oval", (1100, 800), _jpeg(icc_profile=_srgb_profile())),
     Sample("black-arrow-1bit.png", "black", "arrow", (640, 480), _one_bit),
     Sample("black-heart-grayscale.jpg", "black", "heart", (720, 720), _jpeg(mode="L")),

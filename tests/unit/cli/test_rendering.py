@@ -84,6 +84,16 @@ def test_a_row_is_one_line_and_shows_as_much_of_the_id_as_fits(width, shown_id):
     assert ("deadbeef" in shown) is bool(shown_id)
 
 
+def test_many_images_are_counted_and_only_their_failures_listed():
+    failed = image(filename="bad.jpg", status="failed", error={"title": "Corrupt", "detail": "at byte 7"})
+    shown = text_of(rendering.outcome_of([*[image()] * (rendering.LISTED + 1), failed], 160))
+    assert "red.jpg" not in shown
+    assert "bad.jpg" in shown
+    assert "at byte 7" in shown
+    assert "51 ready, 1 failed" in shown
+    assert "red.jpg" in text_of(rendering.outcome_of([image(), failed], 160))
+
+
 def test_a_search_shows_whole_ids_at_any_width():
     shown = text_of(rendering.hits_table({"results": [{"image": image(), "score": 0.5}], "model": "m"}), width=80)
     assert image()["id"] in shown
