@@ -125,7 +125,7 @@ def kill_each_once(url: str, data_dir: Path, gate: threading.Semaphore) -> dict[
             return processes(data_dir)[name]["pid"] not in (None, pid)
 
         eventually(is_back, within_s=60)
-    gate.release(UPLOADS % len(names))
+    gate.release(UPLOADS % len(names) + 1)
     return killed
 
 
