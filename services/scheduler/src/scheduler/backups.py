@@ -100,7 +100,7 @@ def _running(
     program: str, arguments: Sequence[str], environment: Mapping[str, str], bin_dir: Path | None
 ) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
     """The standard input and output of a program that must succeed; it is killed when the block raises."""
-    executable = shutil.which(program, path=bin_dir)
+    executable = shutil.which(program, path=bin_dir and str(bin_dir))
     if executable is None:
         raise ConfigurationError(
             f"{program} is not in {bin_dir or 'PATH'}: install PostgreSQL's client programs, at least as new as the "

@@ -1,0 +1,155 @@
+"""Who leads, and what a leader sends, with real beat processes on real servers."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from conftest import eventually
+from redis import Redis
+from scheduler_photos import run_sql
+from sqlalchemy import Engine, select, text
+
+from darkroom.celery_app import bound_publishing, create_app
+from darkroom.database.engine import sync_engine
+from darkroom.database.tables import periodic_jobs
+from darkroom.settings import BrokerSettings, DatabaseSettings, TaskSettings
+from darkroom_cli.servers import ChildProcess, RedisServer
+from scheduler.beat import LeaderScheduler
+from scheduler.schedule import JOBS
+
+Spawn = Callable[..., ChildProcess]
+
+on_redis = pytest.mark.parametrize("broker_url", ["redis"], indirect=True)
+
+
+def sent(engine: Engine, name: str) -> datetime | None:
+    """When a job was last sent."""
+    with engine.connect() as connection:
+        return connection.scalar(select(periodic_jobs.c.scheduled_at).where(periodic_jobs.c.name == name))
+
+
+def events_in(child: ChildProcess) -> list[str]:
+    """The names of the events that a process logged."""
+    lines = [line for line in child.log_tail(10_000).splitlines() if line.startswith("{")]
+    return [json.loads(line)["event"] for line in lines]
+
+
+def leads(child: ChildProcess) -> bool:
+    """Whether a beat process is or was the leader."""
+    return "beat.leading" in events_in(child)
+
+
+def messages_in(redis: Redis, queue: str) -> list[str]:
+    """The names of the tasks that wait in a queue on Redis."""
+    return [json.loads(message)["headers"]["task"] for message in redis.lrange(queue, 0, -1)]
+
+
+def test_a_standby_takes_over_from_a_killed_leader_and_repeats_nothing(spawn: Spawn, engine: Engine) -> None:
+    beats = [spawn("darkroom-scheduler", "beat"), spawn("darkroom-scheduler", "beat")]
+    leader = eventually(lambda: next((beat for beat in beats if leads(beat)), None))
+    [standby] = [beat for beat in beats if beat is not leader]
+    eventually(lambda: all(sent(engine, job.name) for job in JOBS))
+    first = {job.name: sent(engine, job.name) for job in JOBS}
+    eventually(lambda: "beat: Starting..." in events_in(standby))
+    assert not leads(standby)
+
+    assert leader.pid is not None
+    os.kill(leader.pid, signal.SIGKILL)
+    eventually(lambda: leads(standby))
+    eventually(lambda: sent(engine, "reconcile") != first["reconcile"])
+    assert {job.name: sent(engine, job.name) for job in JOBS if job.name != "reconcile"} == {
+        name: moment for name, moment in first.items() if name != "reconcile"
+    }
+
+
+@on_redis
+def test_a_leader_outlives_a_flushed_redis_and_goes_on_delivering(spawn: Spawn, engine: Engine, redis_url: str) -> None:
+    beat = spawn("darkroom-scheduler", "beat")
+    eventually(lambda: all(sent(engine, job.name) for job in JOBS))
+    redis = Redis.from_url(redis_url)
+    redis.flushall()
+    assert eventually(lambda: messages_in(redis, "maintenance")) == ["scheduler.reconcile"]
+    assert events_in(beat).count("beat.leading") == 1
+
+
+@on_redis
+def test_a_leader_whose_database_session_ends_leads_again(spawn: Spawn, engine: Engine) -> None:
+    beat = spawn("darkroom-scheduler", "beat")
+    eventually(lambda: sent(engine, "reconcile"))
+    run_sql(
+        engine,
+        "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' "
+        "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+    )
+    eventually(lambda: events_in(beat).count("beat.leading") == 2)
+    assert beat.is_running
+
+
+@on_redis
+def test_jobs_stay_due_while_the_broker_is_away(spawn: Spawn, engine: Engine, tmp_path: Path) -> None:
+    server = RedisServer(tmp_path / "r")
+    server.start()
+    try:
+        beat = spawn("darkroom-scheduler", "beat", DARKROOM_BROKER_URL=server.url, DARKROOM_RESULT_URL=server.url)
+        eventually(lambda: sent(engine, "reconcile"))
+        server.stop()
+        eventually(lambda: "beat.not_sent" in events_in(beat))
+        before = sent(engine, "reconcile")
+        server.start()
+        eventually(lambda: sent(engine, "reconcile") != before)
+        assert events_in(beat).count("beat.leading") == 1
+    finally:
+        server.stop()
+
+
+@on_redis
+def test_a_restart_sends_no_job_twice_and_a_missed_one_once(
+    database_url: str, redis_url: str, broker_url: str, engine: Engine, tmp_path: Path
+) -> None:
+    app = create_app("beat", BrokerSettings(broker_url=broker_url, result_url=redis_url), TaskSettings())
+    bound_publishing(app)
+    redis, heartbeat = Redis.from_url(redis_url), tmp_path / "heartbeat"
+
+    def tick_once() -> list[str]:
+        """What a beat that is started, ticks once and ends sends."""
+        own = sync_engine(DatabaseSettings(database_url=database_url))
+        scheduler = LeaderScheduler(app, own, heartbeat)
+        scheduler.tick()
+        scheduler.close()
+        own.dispose()
+        names = messages_in(redis, "maintenance")
+        redis.delete("maintenance")
+        return sorted(name.removeprefix("scheduler.") for name in names)
+
+    assert tick_once() == sorted(job.name for job in JOBS)  # never run
+    assert heartbeat.exists()
+    assert tick_once() == []
+    run_sql(engine, "UPDATE periodic_jobs SET scheduled_at = now() - interval '25 hours' WHERE name = 'back_up'")
+    assert tick_once() == ["back_up"]
+    assert tick_once() == []
+
+
+@on_redis
+def test_one_scheduler_leads_and_the_lock_goes_with_its_session(
+    database_url: str, redis_url: str, broker_url: str, engine: Engine
+) -> None:
+    app = create_app("beat", BrokerSettings(broker_url=broker_url, result_url=redis_url), TaskSettings())
+    bound_publishing(app)
+    first, second = (LeaderScheduler(app, engine, None) for _ in range(2))
+    first.tick()
+    second.tick()
+    held = text("SELECT count(DISTINCT pid) FROM pg_locks WHERE locktype = 'advisory' AND granted")
+    with engine.connect() as connection:
+        assert connection.scalar(held) == 1
+    redis = Redis.from_url(redis_url)
+    assert len(messages_in(redis, "maintenance")) == len(JOBS)
+    first.close()
+    run_sql(engine, "UPDATE periodic_jobs SET scheduled_at = now() - interval '25 hours' WHERE name = 'audit_ledger'")
+    eventually(lambda: second.tick() and "scheduler.audit_ledger" in messages_in(redis, "maintenance")[:1])
+    second.close()
+    with engine.connect() as connection:
+        eventually(lambda: connection.scalar(held) == 0)

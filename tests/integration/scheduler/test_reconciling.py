@@ -1,0 +1,224 @@
+"""What the reconciler does about lost work, on a real PostgreSQL and both brokers."""
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import psycopg
+import pytest
+from celery import Celery
+from conftest import eventually
+from redis import Redis
+from scheduler_photos import (
+    MODEL,
+    dispatch_all,
+    finalize_message,
+    leave_everything,
+    leave_vector,
+    original_of,
+    register_model,
+    run_sql,
+    upload,
+)
+from sqlalchemy import Engine, func, select, text
+
+from darkroom.celery_app import bound_publishing, create_app
+from darkroom.contracts.base import Lane
+from darkroom.database import dispatch, vectors
+from darkroom.database.tables import backfills, fences, models
+from darkroom.settings import BrokerSettings, TaskSettings
+from darkroom.storage import BlobStore, open_blob_store
+from darkroom_cli.servers import ChildProcess
+from scheduler.finalize import add_vector, finish
+from scheduler.reconciler import STUBBORN_AFTER, WORK_QUEUES, reconcile, send_fences
+
+AT_ONCE = timedelta(0)
+OTHER = "other@ba9876543210"
+
+on_redis = pytest.mark.parametrize("broker_url", ["redis"], indirect=True)
+
+
+@pytest.fixture
+def store(blob_url: str) -> BlobStore:
+    return open_blob_store(blob_url)
+
+
+@pytest.fixture
+def app(broker_url: str, redis_url: str) -> Celery:
+    """The publisher."""
+    app = create_app("scheduler", BrokerSettings(broker_url=broker_url, result_url=redis_url), TaskSettings())
+    bound_publishing(app)
+    return app
+
+
+def ticks(engine: Engine, app: Celery, count: int, *, held: tuple[str, ...] = ()) -> list[str]:
+    """Reconciles several times, with all fences back at once but those of the held queues; returns the summaries."""
+    summaries = []
+    for _ in range(count):
+        summaries.append(reconcile(engine, app, AT_ONCE).summary)
+        run_sql(
+            engine,
+            "UPDATE fences SET returned_at = clock_timestamp() WHERE returned_at IS NULL AND queue <> ALL(:held)",
+            held=list(held),
+        )
+    return summaries
+
+
+@on_redis
+def test_what_no_fence_waits_for_is_sent_again_and_the_dispatcher_woken(
+    engine: Engine, store: BlobStore, app: Celery, database_url: str
+) -> None:
+    photo = upload(engine, store, "lost")
+    dispatch_all(engine)
+    with psycopg.connect(database_url.replace("+psycopg", ""), autocommit=True) as listener:
+        listener.execute("LISTEN darkroom_dispatch")
+        ticks(engine, app, 3)
+        assert original_of(engine, photo.sha256).dispatched_at is not None  # two stages are behind it, not three
+        assert ticks(engine, app, 1)[0].startswith("sent again: 1 interactive, 0 bulk")
+        assert [heard.channel for heard in listener.notifies(timeout=5, stop_after=1)] == ["darkroom_dispatch"]
+    original = original_of(engine, photo.sha256)
+    assert (original.dispatched_at, original.losses) == (None, 1)
+    assert dispatch_all(engine) == {photo.sha256: 2}
+    assert ticks(engine, app, 1)[0].startswith("sent again: 0 interactive, 0 bulk")  # it was sent after those fences
+
+
+@on_redis
+@pytest.mark.parametrize("queue", ["prepare", "thumbnails", "embed", "finalize"])
+def test_what_waits_behind_a_stopped_worker_is_not_sent_again(
+    engine: Engine, store: BlobStore, app: Celery, queue: str
+) -> None:
+    waiting, lost = upload(engine, store, "waiting"), upload(engine, store, "lost", Lane.BULK)
+    dispatch_all(engine)
+    ticks(engine, app, 8, held=(queue,))
+    assert original_of(engine, waiting.sha256).dispatched_at is not None
+    # `finalize` is of both lanes; the bulk lane's other queues are its own.
+    assert (original_of(engine, lost.sha256).dispatched_at is None) == (queue != "finalize")
+
+
+@on_redis
+def test_a_finished_photo_is_left_alone(engine: Engine, store: BlobStore, app: Celery) -> None:
+    register_model(engine)
+    photo = upload(engine, store, "done")
+    dispatch_all(engine)
+    finish(engine, store, finalize_message(photo.sha256), leave_everything(store, photo.sha256))
+    before = original_of(engine, photo.sha256)
+    ticks(engine, app, 6)
+    assert original_of(engine, photo.sha256) == before
+
+
+@on_redis
+def test_losses_in_a_row_wait_longer_and_longer(engine: Engine, store: BlobStore, app: Celery) -> None:
+    photo = upload(engine, store, "unlucky")
+    waits = []
+    for _ in range(4):
+        run_sql(engine, "UPDATE originals SET not_before = now()")
+        assert dispatch_all(engine)
+        ticks(engine, app, 4)
+        original = original_of(engine, photo.sha256)
+        with engine.connect() as connection:
+            now = connection.scalar(select(func.now()))
+        assert original.dispatched_at is None
+        waits.append(round((original.not_before - now).total_seconds() / 60))
+    assert waits == [0, 1, 2, 4]
+
+
+@on_redis
+def test_fences_reach_their_queues_after_redis_was_flushed(engine: Engine, app: Celery, redis_url: str) -> None:
+    ticks(engine, app, 1)
+    redis = Redis.from_url(redis_url)
+    redis.flushall()
+    ticks(engine, app, 1)
+    assert {queue for queue in WORK_QUEUES if redis.llen(queue) == 1} == set(WORK_QUEUES)
+
+
+def test_a_fence_passes_the_real_workers_and_comes_back(
+    spawn: Callable[..., ChildProcess], engine: Engine, app: Celery
+) -> None:
+    queues = ["prepare", "thumbnails", "prepare.bulk", "thumbnails.bulk", "finalize"]
+    send_fences(engine, app, queues)
+    for command, *arguments in (
+        ("darkroom-thumbnailer", "--lane", "interactive"),
+        ("darkroom-thumbnailer", "--lane", "bulk"),
+        ("darkroom-scheduler", "finalize"),
+    ):
+        spawn(command, *arguments, DARKROOM_WORKER_CONCURRENCY="1")
+
+    def back() -> set[str]:
+        with engine.connect() as connection:
+            return set(connection.scalars(select(fences.c.queue).where(fences.c.returned_at.is_not(None))))
+
+    eventually(lambda: back() == set(queues), within_s=90)
+
+
+@on_redis
+def test_a_new_model_takes_over_when_every_photo_has_its_vector(engine: Engine, store: BlobStore, app: Celery) -> None:
+    register_model(engine)
+    photos = [upload(engine, store, name) for name in ("one", "two")]
+    dispatch_all(engine)
+    for photo in photos:
+        finish(engine, store, finalize_message(photo.sha256), leave_everything(store, photo.sha256))
+    assert register_model(engine, OTHER, 8) == "filling"
+
+    assert f"2 images lack a vector of {OTHER}" in ticks(engine, app, 1)[0]
+    with engine.begin() as connection:
+        leased = dispatch.lease_backfills(connection, 10, 60)
+        dispatch.stamp_backfills(connection, leased)
+    assert sorted(one.sha256 for one in leased) == sorted(photo.sha256 for photo in photos)
+    add_vector(engine, store, photos[0].sha256, leave_vector(store, photos[0].sha256, OTHER, 8).to_wire())
+
+    ticks(engine, app, 3)  # the other one was lost, and waits for dispatch again
+    with engine.connect() as connection:
+        assert connection.execute(select(backfills.c.sha256, backfills.c.dispatched_at)).all() == [
+            (photos[1].sha256, None)
+        ]
+        active = vectors.active_model(connection)
+        assert active is not None and active.id == MODEL
+    add_vector(engine, store, photos[1].sha256, leave_vector(store, photos[1].sha256, OTHER, 8).to_wire())
+    ticks(engine, app, 1)
+    with engine.connect() as connection:
+        states = {row.id: row.state for row in connection.execute(select(models))}
+    assert states == {MODEL: "retired", OTHER: "active"}
+
+
+@on_redis
+def test_going_back_to_the_old_model_drops_what_was_planned_for_the_new_one(
+    engine: Engine, store: BlobStore, app: Celery
+) -> None:
+    register_model(engine)
+    photo = upload(engine, store, "one")
+    dispatch_all(engine)
+    finish(engine, store, finalize_message(photo.sha256), leave_everything(store, photo.sha256))
+    register_model(engine, OTHER, 8)
+    ticks(engine, app, 1)
+    register_model(engine)  # an embedder with the old model starts again
+    assert f"0 images lack a vector of {MODEL}" in ticks(engine, app, 1)[0]
+    with engine.connect() as connection:
+        assert connection.execute(select(backfills)).all() == []
+        active = vectors.active_model(connection)
+        assert active is not None and active.id == MODEL
+
+
+@on_redis
+def test_a_photo_finished_with_the_old_model_after_the_switch_gets_its_vector_too(
+    engine: Engine, store: BlobStore, app: Celery
+) -> None:
+    register_model(engine)
+    register_model(engine, OTHER, 8)
+    ticks(engine, app, 1)
+    photo = upload(engine, store, "late")
+    dispatch_all(engine)
+    finish(engine, store, finalize_message(photo.sha256), leave_everything(store, photo.sha256))
+    assert f"1 images lack a vector of {OTHER}" in ticks(engine, app, 1)[0]
+
+
+@on_redis
+def test_a_photo_that_gets_no_vector_is_an_alarm(engine: Engine, store: BlobStore, app: Celery) -> None:
+    register_model(engine)
+    photo = upload(engine, store, "stubborn")
+    dispatch_all(engine)
+    finish(engine, store, finalize_message(photo.sha256), leave_everything(store, photo.sha256))
+    register_model(engine, OTHER, 8)
+    assert reconcile(engine, app, AT_ONCE).alarm is None
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE backfills SET generation = :often"), {"often": STUBBORN_AFTER})
+    alarm = reconcile(engine, app, AT_ONCE).alarm
+    assert alarm is not None and alarm.startswith(f"1 images got no vector of {OTHER}")
