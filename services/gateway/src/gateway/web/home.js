@@ -45,9 +45,12 @@ function show(item, image, score) {
   item.querySelector(".state").title = image.error?.detail ?? "";
   item.querySelector(".similar").hidden = image.status !== "ready";
   item.querySelector(".retry").hidden = image.status !== "failed";
-  item.querySelector(".picture").style.background = image.palette?.[0]?.hex ?? "";
   const picture = item.querySelector("img");
+  const frame = item.querySelector(".picture");
   if (image.thumbnails.small && picture.hidden) {
+    // The main colour until the thumbnail is here, and not behind what a transparent one leaves open.
+    frame.style.background = image.palette?.[0]?.hex ?? "";
+    picture.onload = () => (frame.style.background = "");
     picture.src = image.thumbnails.small.url;
     picture.alt = image.filename ?? "";
     picture.hidden = false;
