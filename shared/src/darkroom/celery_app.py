@@ -149,8 +149,9 @@ def request(
 
     `takes_result` hands it the result of the step before, as its first argument.
     """
-    routing_key = queue or contract.queue_for(lane)
-    options |= {"exchange": topology.TASKS.name, "routing_key": routing_key}
+    name = queue or contract.queue_for(lane)
+    # With a countdown, Celery looks at `queue` alone, and would send what has none to the default queue.
+    options |= {"exchange": topology.TASKS.name, "routing_key": name, "queue": name}
     if task_id is not None:
         options["task_id"] = task_id
     return app.signature(
@@ -190,7 +191,9 @@ def bind(
             raise
         except (TransientError, OSError) as error:
             delay_s = retry_delay_s(self.request.retries, random.random())  # noqa: S311 (jitter, not a secret)
-            raise self.retry(exc=error, countdown=delay_s) from error
+            # The queue by name: the key that a delayed message came with has its delay in front.
+            queue = contract.queue_for(arguments.lane if isinstance(arguments, Work) else Lane.INTERACTIVE)
+            raise self.retry(exc=error, countdown=delay_s, queue=queue) from error
 
     run.__name__ = contract.name.rpartition(".")[2]
     run.__doc__ = function.__doc__
@@ -207,7 +210,7 @@ def bind(
 def report_failure(app: Celery, work: Work, error: PermanentError) -> None:
     """Publishes the cause of a permanent failure to `finalize`."""
     failure = RecordFailure(sha256=work.sha256, generation=work.generation, lane=work.lane, problem=error.problem)
-    request(app, RECORD_FAILURE, failure, lane=work.lane).apply_async()
+    request(app, RECORD_FAILURE, failure, lane=work.lane, ignore_result=True).apply_async()
 
 
 def retry_delay_s(retries: int, jitter: float) -> int:

@@ -146,9 +146,11 @@ def test_an_outage_is_tried_again_in_whole_seconds_and_fails_nobody(
     published = Published(monkeypatch)
     task = bind(app, PREPARE, raising(error))
     waited: list[float] = []
+    queues: list[str] = []
 
-    def retry(*, exc: Exception, countdown: float) -> Retry:
+    def retry(*, exc: Exception, countdown: float, queue: str) -> Retry:
         waited.append(countdown)
+        queues.append(queue)
         return Retry(exc=exc)
 
     monkeypatch.setattr(task, "retry", retry)
@@ -159,6 +161,8 @@ def test_an_outage_is_tried_again_in_whole_seconds_and_fails_nobody(
     assert published.failures == []
     assert [type(each) for each in waited] == [int]
     assert waited[0] >= 1
+    # Named, or else Celery sends a message with a countdown to the default queue.
+    assert queues == ["prepare.bulk"]
 
 
 def test_a_field_that_a_newer_sender_added_is_ignored(app: Celery) -> None:
