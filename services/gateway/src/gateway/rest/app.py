@@ -41,7 +41,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
 
 
 class RequestLog:
-    """One log line a request, and headers that every answer has."""
+    """One log line a request, an answer whatever happens, and headers that every answer has."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -62,6 +62,11 @@ class RequestLog:
 
         try:
             await self._app(scope, receive, send_with_headers)
+        except Exception:
+            log.exception("http.error", extra={"method": scope["method"], "path": scope["path"]})
+            if status:
+                raise  # too late for another answer: the connection is cut
+            await problems.internal_error()(scope, receive, send_with_headers)
         finally:
             # Probes come every second; what they find is in their answers.
             level = logging.DEBUG if scope["path"] in ("/healthz", "/readyz") else logging.INFO

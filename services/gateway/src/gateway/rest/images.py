@@ -134,9 +134,7 @@ async def thumbnail(request: Request, gateway: FromGateway, image_id: UUID, size
 @router.delete("/images/{image_id}", status_code=204, responses=answers_with(404))
 async def delete(gateway: FromGateway, image_id: UUID) -> None:
     """Deletes an image. Its pictures go when no other image has the same bytes, after a grace time."""
-    async with gateway.engine.begin() as connection:
-        is_deleted = await connection.run_sync(outcomes.delete_image, image_id)
-    if not is_deleted:
+    if not await _tombstone(gateway, image_id):
         raise image_not_found(image_id)
     gateway.wake()
 
@@ -179,6 +177,11 @@ async def batch(gateway: FromGateway, batch_id: UUID) -> BatchWithImages:
         )
     counters = Batch.model_validate(found).model_dump()
     return BatchWithImages(**counters, images=[Image.of(row) for row in rows])
+
+
+async def _tombstone(gateway: Gateway, image_id: UUID) -> bool:
+    async with gateway.engine.begin() as connection:
+        return await connection.run_sync(outcomes.delete_image, image_id)
 
 
 async def _image(gateway: Gateway, image_id: UUID) -> Row[Any]:

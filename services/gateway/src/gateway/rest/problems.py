@@ -76,7 +76,6 @@ def install(app: FastAPI) -> None:
         RedisError: _results,
         OSError: _storage,
         ClientDisconnect: _disconnected,
-        Exception: _unexpected,
     }
     for kind, handler in handlers.items():
         app.add_exception_handler(kind, handler)
@@ -201,7 +200,8 @@ def _disconnected(request: Request, error: Exception) -> ProblemResponse:
     )
 
 
-def _unexpected(request: Request, error: Exception) -> ProblemResponse:
+def internal_error() -> ProblemResponse:
+    """The answer to what no handler knows: nothing of the cause, which the log has."""
     return ProblemResponse(
         problem(
             "internal-error",
