@@ -100,10 +100,10 @@ class Bench:
         return self.folder / f"heartbeat-{number}"
 
     def ready(self) -> None:
-        """Returns when every thumbnailer consumes."""
+        """Returns when every thumbnailer that was started consumes."""
         for number, worker in enumerate(self.workers):
             eventually(lambda number=number, worker=worker: self.heartbeat(number).exists() or not worker.is_running)
-            assert worker.is_running, worker.log_tail()
+            assert self.heartbeat(number).exists(), worker.log_tail()
 
     def stop(self) -> None:
         """Stops the thumbnailers, all at once, and shows what they wrote."""
@@ -254,13 +254,15 @@ def bomb() -> bytes:
     )
 
 
-def slow_picture(scans: int = 480, width: int = 20_000, height: int = 1_500, seed: int = 0) -> bytes:
-    """A JPEG within every limit that keeps libjpeg busy for about ten seconds, in one call that nothing interrupts.
+def slow_picture(seed: int, padding: int = 0) -> bytes:
+    """A JPEG within every limit that keeps libjpeg busy for 10 s and more, in one call that nothing interrupts.
 
-    Its last scan is repeated: each is some bytes, and one more pass over all of the picture.
+    Its last scan is repeated: each is 100 bytes, and one more pass over all of the picture. With `padding`, a comment
+    of so many bytes stands before each, so that Pillow has to hand over the file in pieces.
     """
     buffer = io.BytesIO()
-    Image.new("L", (width, height), 10 + seed).save(buffer, "JPEG", progressive=True)
+    Image.new("L", (20_000, 2_000), 10 + seed).save(buffer, "JPEG", progressive=True)
     data = buffer.getvalue()
-    last_scan = data[data.rindex(b"\xff\xda") : -2]
-    return data[:-2] + last_scan * (scans - data.count(b"\xff\xda")) + data[-2:]
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    comment = b"\xff\xfe" + struct.pack(">H", padding + 2) + bytes(padding) if padding else b""
+    return data[:-2] + (comment + scan) * 480 + data[-2:]

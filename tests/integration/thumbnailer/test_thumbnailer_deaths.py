@@ -1,0 +1,77 @@
+"""Photos that kill, hang or exhaust the child which works on them, on both brokers and with real processes."""
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+from conftest import eventually
+from thumbnailer_bench import Bench, children, picture, running, slow_picture
+
+from darkroom.tries import RUNS_ALONE_FROM
+
+
+@pytest.fixture(scope="module", params=["redis", "rabbitmq"])
+def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """One broker for all the tests of this file; each starts a thumbnailer of its own."""
+    redis_url = request.getfixturevalue("redis_server").url
+    broker_url = redis_url if request.param == "redis" else request.getfixturevalue("rabbit_url")
+    with running(Bench(broker_url, redis_url, tmp_path_factory.mktemp("deaths"))) as bench:
+        yield bench
+
+
+def test_a_photo_that_kills_its_child_fails_after_it_died_alone_and_its_neighbour_does_not(bench: Bench) -> None:
+    worker = bench.start()
+    bench.ready()
+    killer, neighbour = bench.keep(slow_picture(seed=1)), bench.keep(picture(width=6000, height=6000, seed=2))
+    neighbour_id = bench.prepare(neighbour)
+    neighbour_pid = bench.child_working_on(neighbour_id)
+    os.kill(neighbour_pid, signal.SIGSTOP)  # so that it is at work while the other one dies
+    killer_id = bench.prepare(killer, generation=3)
+    killed: list[int] = []
+
+    for _ in range(RUNS_ALONE_FROM):
+        pid = bench.child_working_on(killer_id, besides=tuple(killed))
+        assert pid in children(worker) - {neighbour_pid}
+        os.kill(pid, signal.SIGKILL)
+        killed.append(pid)
+
+    [failure] = eventually(lambda: bench.failures(killer))
+    assert (failure.problem.slug, failure.generation) == ("killed-worker", 3)
+    assert bench.ends_as(killer_id)[0] == "FAILURE"
+    os.kill(neighbour_pid, signal.SIGCONT)
+    bench.answer(neighbour_id)
+    assert bench.failures(neighbour) == []
+    # The dead are replaced, the neighbour's child is not, and nothing is held against what comes next.
+    eventually(lambda: len(children(worker)) == 2)
+    assert neighbour_pid in children(worker)
+    assert not set(killed) & children(worker)
+    bench.answer(bench.prepare(bench.keep(picture(seed=50))))
+    assert bench.redis.keys("tries:*") == []
+    assert len(bench.failures(killer)) == 1
+    worker.stop()
+
+
+def test_photos_that_overrun_a_time_limit_fail_and_a_child_that_hangs_is_replaced(bench: Bench) -> None:
+    worker = bench.start(DARKROOM_TASK_SOFT_LIMIT_S="4", DARKROOM_TASK_HARD_LIMIT_S="6")
+    bench.ready()
+    # One is a single call of C code, which only a kill ends; the other returns to Python now and then.
+    hanging, slow = bench.keep(slow_picture(seed=3)), bench.keep(slow_picture(seed=4, padding=60_000))
+    slow_id = bench.prepare(slow)
+    slow_pid = bench.child_working_on(slow_id)
+    ids = bench.dispatch(hanging, generation=2)
+    hanging_pid = bench.child_working_on(ids["prepare"])
+
+    [soft], [hard] = eventually(lambda: bench.failures(slow)), eventually(lambda: bench.failures(hanging))
+
+    assert (soft.problem.slug, soft.problem.limit) == ("image-took-too-long", 4)
+    assert (hard.problem.slug, hard.problem.limit, hard.generation) == ("image-took-too-long", 6, 2)
+    assert bench.ends_as(slow_id) == ("FAILURE", "PictureProblem")
+    assert bench.ends_as(ids["prepare"]) == ("FAILURE", "TimeLimitExceeded")
+    eventually(lambda: len(children(worker) - {hanging_pid}) == 2)
+    assert slow_pid in children(worker)
+    bench.answer(bench.prepare(bench.keep(picture(seed=51))))
+    assert (len(bench.failures(slow)), len(bench.failures(hanging))) == (1, 1)
+    assert ids["embed"] not in {each.task_id for each in bench.messages("embed")}
+    assert bench.dead_letters() == []
+    worker.stop()
