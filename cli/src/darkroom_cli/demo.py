@@ -17,11 +17,12 @@ from darkroom_cli.uploading import Journal, upload_files
 TIMEOUT_S = 300.0
 HITS = 3
 
-TEXTS = {"a red circle": "red-circle-turned.jpg", "yellow triangle": "yellow-triangle-moving.gif"}
+TEXTS = {"a red star": "red-star.gif", "green square": "green-square-cut-out.png"}
 """The searches by text, and the sample that each must find first."""
 
-PICTURE_QUERY = "a drawing of a blue star"
-PICTURE_ANSWER = "blue-star.webp"
+PICTURE_QUERY = ("turquoise", "drop")
+"""The search by picture: drawn anew, no sample, but like one of them."""
+PICTURE_ANSWER = "turquoise-drop.heic"
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,10 @@ def show_around(client: Darkroom, console: Console, folder: Path) -> tuple[list[
     wrong += _thumbnail_faults(client, images.values())
 
     query = folder / "query.png"
-    # Drawn anew: not a sample, but like one of them.
-    draw("blue", "star", (500, 420), CREAM, fill=0.3, tilt=math.radians(7)).save(query)
+    draw(*PICTURE_QUERY, (500, 420), CREAM, fill=0.3, tilt=math.radians(7)).save(query)
     searches = [Search(f"“{text}”", client.search(text, limit=8, tags=[tag]), answer) for text, answer in TEXTS.items()]
-    searches.append(Search(PICTURE_QUERY, client.search_image(query, limit=8, tags=[tag]), PICTURE_ANSWER))
+    heading = f"a drawing of a {' '.join(PICTURE_QUERY)}"
+    searches.append(Search(heading, client.search_image(query, limit=8, tags=[tag]), PICTURE_ANSWER))
     for search in searches:
         _print_search(console, search)
         wrong += search_faults(search)

@@ -144,23 +144,24 @@ def demo(
     options = LocalOptions(data_dir, http_port, broker, workers)
     _announce(options)
     wrong = ["it was stopped before its end"]
-    with suppress(StopRequested), running(options, rendering.ConsoleSteps(err)) as supervisor:
-        _say_ready(options)
-        with _client(options.url) as client:
-            wrong, sections = show_around(client, out, data_dir / "samples")
-        if is_opened:
-            err.print(f"contact sheet: {contact_sheet.show(sections)}", style="dim")
-        _print_verdict(wrong)
-        if not is_over_after:
-            _print_hints(options)
-            supervisor.wait()
-        err.print("stopping …", style="dim")
-    if wrong:
-        if is_temporary:
+    try:
+        with suppress(StopRequested), running(options, rendering.ConsoleSteps(err)) as supervisor:
+            _say_ready(options)
+            with _client(options.url) as client:
+                wrong, sections = show_around(client, out, data_dir / "samples")
+            if is_opened:
+                err.print(f"contact sheet: {contact_sheet.show(sections)}", style="dim")
+            _print_verdict(wrong)
+            if not is_over_after:
+                _print_hints(options)
+                supervisor.wait()
+            err.print("stopping …", style="dim")
+    finally:
+        if is_temporary and wrong:
             err.print(f"logs and data are kept in {data_dir}", style="dim")
-        sys.exit(1)
-    if is_temporary:
-        shutil.rmtree(data_dir, ignore_errors=True)
+        elif is_temporary:
+            shutil.rmtree(data_dir, ignore_errors=True)
+    sys.exit(1 if wrong else 0)
 
 
 @main.command()
