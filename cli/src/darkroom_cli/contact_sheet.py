@@ -11,14 +11,14 @@ from typing import NamedTuple
 from darkroom_cli.client import Darkroom, Found, Picture
 
 _STYLE = """
-:root { color-scheme: light dark; font: 15px/1.4 system-ui, sans-serif; --soft: #8888; }
-body { margin: 2.5rem auto; max-width: 76rem; padding: 0 1.5rem; }
+:root { color-scheme: light dark; font: 15px/1.4 system-ui, sans-serif; }
+body { margin: 2rem auto; max-width: 76rem; padding: 0 1.5rem; }
 h1 { font-size: 1.1rem; font-weight: 600; margin: 2.5rem 0 1rem; }
-.sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: 1.25rem; }
+.sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(12rem, 1fr)); gap: 1.25rem; }
 figure { margin: 0; }
-.print { aspect-ratio: 1; display: grid; place-items: center; border-radius: .5rem;
-  background: repeating-conic-gradient(#9992 0 25%, transparent 0 50%) 0 0 / 1.25rem 1.25rem; }
-img { max-width: 100%; max-height: 100%; border-radius: .25rem; }
+.print { aspect-ratio: 1; position: relative; border-radius: .5rem; background: #8881; }
+img { position: absolute; inset: 0; margin: auto; max-width: 100%; max-height: 100%; border-radius: .25rem;
+  background: repeating-conic-gradient(#8883 0 25%, #fff 0 50%) 0 0 / 1rem 1rem; }
 figcaption { display: flex; justify-content: space-between; gap: .5rem; margin-top: .4rem; }
 .name { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .score { font-variant-numeric: tabular-nums; color: GrayText; }

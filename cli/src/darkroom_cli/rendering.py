@@ -45,7 +45,7 @@ def name_text(name: str | None) -> Text:
 
 def indented(renderable: RenderableType) -> RenderableType:
     """The renderable two columns to the right."""
-    return Padding(renderable, (0, 0, 0, 2))
+    return Padding(renderable, (0, 0, 0, 2), expand=False)
 
 
 def problem_text(problem: Mapping[str, Any]) -> RenderableType:
@@ -316,6 +316,7 @@ def upload_progress(console: Console) -> Progress:
         TransferSpeedColumn(),
         console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
 
 
@@ -328,6 +329,7 @@ def work_progress(console: Console) -> Progress:
         TextColumn("{task.fields[failed]}", style="red"),
         console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
 
 
