@@ -141,3 +141,24 @@ def took_too_long(limit_s: int) -> PictureProblem:
         value=limit_s,
         limit=limit_s,
     )
+
+
+def ran_out_of_memory() -> PictureProblem:
+    """Rendering or describing a decoded picture took more memory than there was."""
+    return PictureProblem(
+        "image-needs-too-much-memory",
+        "The picture needs more memory than a worker has",
+        "Working on it ran out of memory",
+        "Scale it down",
+    )
+
+
+def unforeseen(error: Exception) -> PictureProblem:
+    """Nobody expected this error: a fault of ours, for this picture alone."""
+    return PictureProblem(
+        "image-not-processable",
+        "The picture cannot be processed",
+        f"Working on it failed with {type(error).__name__}: {error}",
+        "Export it again from an image editor, and report this: it is a fault of Darkroom",
+        status=500,
+    )

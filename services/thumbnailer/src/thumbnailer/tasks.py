@@ -1,5 +1,6 @@
 """The thumbnailer's side of the contracts: load, call a pure function, store, answer."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,7 +35,9 @@ from darkroom.storage import BlobStore
 from darkroom.tries import TriesMarkers
 from thumbnailer import decoding, describing, rendering
 from thumbnailer.decoding import Limits
-from thumbnailer.problems import took_too_long
+from thumbnailer.problems import ran_out_of_memory, took_too_long, unforeseen
+
+log = logging.getLogger(__name__)
 
 ManifestT = TypeVar("ManifestT", bound=Message)
 
@@ -142,11 +145,22 @@ class Photo:
 
 @contextmanager
 def within_time(limit_s: int) -> Iterator[None]:
-    """Turns Celery's soft time limit into the photo's problem. It strikes between two steps of a decoder."""
+    """Turns whatever ends the work on a picture's bytes into a problem of that picture.
+
+    Nothing in here touches a server or a disk, so the next try would end the same way: Celery's soft time limit, which
+    strikes between two steps of a decoder, a lack of memory, and errors that nobody has foreseen.
+    """
     try:
         yield
     except SoftTimeLimitExceeded as late:
         raise took_too_long(limit_s) from late
+    except PermanentError:
+        raise
+    except MemoryError as error:
+        raise ran_out_of_memory() from error
+    except Exception as error:
+        log.exception("picture.unforeseen")
+        raise unforeseen(error) from error
 
 
 class PhotoRequest(Request):  # type: ignore[misc]
@@ -156,10 +170,13 @@ class PhotoRequest(Request):  # type: ignore[misc]
     """
 
     def on_timeout(self, soft: bool, timeout: int) -> None:
-        super().on_timeout(soft, timeout)
         message = self.kwargs.get("message", {})
-        if not soft and "generation" in message:
-            report_failure(self.app, Work.from_wire(message), took_too_long(timeout))
+        try:
+            # Before the message is acknowledged: should we end in between, it is delivered and told again.
+            if not soft and "generation" in message:
+                report_failure(self.app, Work.from_wire(message), took_too_long(timeout))
+        finally:
+            super().on_timeout(soft, timeout)
 
 
 def register(app: Celery, photo: Callable[[], Photo]) -> None:

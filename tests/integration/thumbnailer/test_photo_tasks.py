@@ -1,0 +1,133 @@
+"""The thumbnailer's tasks in this process: what becomes of errors in the middle of the work on a picture."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from celery.exceptions import SoftTimeLimitExceeded
+from redis import Redis
+from thumbnailer_bench import RECIPE, picture
+
+from darkroom.celery_app import Delivery
+from darkroom.contracts import keys
+from darkroom.contracts.base import Lane
+from darkroom.contracts.messages import Prepare, PrepareQuery, Thumbnails
+from darkroom.errors import BlobMissingError, PermanentError, TransientError
+from darkroom.storage import FileStore
+from darkroom.tries import TriesMarkers
+from thumbnailer import decoding, describing, rendering
+from thumbnailer.decoding import Limits
+from thumbnailer.tasks import Photo, Resources
+
+DATA = picture()
+SHA256 = hashlib.sha256(DATA).hexdigest()
+PREPARE = Prepare(sha256=SHA256, generation=1, lane=Lane.INTERACTIVE, recipe=RECIPE)
+THUMBNAILS = Thumbnails(sha256=SHA256, generation=1, lane=Lane.INTERACTIVE, recipe=RECIPE)
+QUERY = PrepareQuery(source=keys.original_key(SHA256), proxy=keys.query_key("1", "proxy.jpg"))
+DELIVERY = Delivery("a", None)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FileStore:
+    store = FileStore(tmp_path)
+    store.put(keys.original_key(SHA256), DATA)
+    return store
+
+
+@pytest.fixture
+def redis(redis_url: str) -> Iterator[Redis]:
+    with Redis.from_url(redis_url) as redis:
+        yield redis
+
+
+@pytest.fixture
+def photo(store: FileStore, redis: Redis) -> Photo:
+    return Photo(Resources(store, TriesMarkers(redis), Limits(), 25))
+
+
+STEPS: dict[str, tuple[object, str, Callable[[Photo], object]]] = {
+    "decoding": (decoding, "decode", lambda photo: photo.prepare(PREPARE, DELIVERY)),
+    "rendering": (rendering, "render_proxy", lambda photo: photo.prepare(PREPARE, DELIVERY)),
+    "describing": (describing, "palette", lambda photo: photo.thumbnails(THUMBNAILS, DELIVERY)),
+}
+
+ENDS = {
+    "image-took-too-long": SoftTimeLimitExceeded(),
+    "image-needs-too-much-memory": MemoryError(),
+    "image-not-processable": OSError("encoder error -2 when writing image file"),
+    "killed-worker": PermanentError.of("killed-worker", "Killed", 422, "It killed its worker."),
+}
+
+
+@pytest.mark.parametrize("slug", ENDS)
+@pytest.mark.parametrize("step", STEPS)
+def test_whatever_ends_the_work_on_a_picture_is_a_problem_of_that_picture(
+    photo: Photo, store: FileStore, redis: Redis, monkeypatch: pytest.MonkeyPatch, step: str, slug: str
+) -> None:
+    module, name, work = STEPS[step]
+    photo.prepare(PREPARE, DELIVERY)
+    if step != "describing":
+        store.delete(keys.prepared_key(SHA256, RECIPE))
+
+    def end(*_: object, **__: object) -> None:
+        raise ENDS[slug]
+
+    monkeypatch.setattr(module, name, end)
+
+    with pytest.raises(PermanentError) as raised:
+        work(photo)
+
+    assert raised.value.problem.slug == slug
+    # The child survived, so nothing is held against the photo.
+    assert redis.keys("tries:*") == []
+
+
+def test_the_same_in_a_search_picture_is_its_answer(photo: Photo, monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(rendering, "render_proxy", end)
+
+    answer = photo.prepare_query(QUERY, DELIVERY)
+
+    assert answer.problem is not None
+    assert (answer.problem.slug, answer.problem.status) == ("image-not-processable", 500)
+    assert "ZeroDivisionError: division by zero" in answer.problem.detail
+
+
+def test_a_missing_blob_is_not_the_picture_s_fault(photo: Photo) -> None:
+    with pytest.raises(BlobMissingError):
+        photo.thumbnails(THUMBNAILS, DELIVERY)
+
+
+def test_a_full_disk_is_not_the_picture_s_fault(
+    photo: Photo, store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(key: str, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store, "put", full)
+
+    with pytest.raises(OSError, match="No space left"):
+        photo.prepare(PREPARE, DELIVERY)
+
+
+def test_without_redis_no_picture_is_opened(store: FileStore, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "decode", lambda *_: pytest.fail("it was opened"))
+    with Redis.from_url(f"{redis_url.rpartition(':')[0]}:1/0") as nowhere:
+        photo = Photo(Resources(store, TriesMarkers(nowhere), Limits(), 25))
+        with pytest.raises(TransientError, match="tries marker"):
+            photo.prepare(PREPARE, DELIVERY)
+
+
+def test_a_photo_that_died_alone_is_not_opened_again(
+    photo: Photo, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis.set("tries:a", 2)
+    monkeypatch.setattr(decoding, "decode", lambda *_: pytest.fail("it was opened"))
+
+    with pytest.raises(PermanentError) as raised:
+        photo.prepare(PREPARE, DELIVERY)
+
+    assert raised.value.problem.slug == "killed-worker"
