@@ -9,6 +9,7 @@ from conftest import eventually
 from redis import Redis
 from scheduler_photos import (
     MODEL,
+    RECIPE,
     Photo,
     dispatch_all,
     events_of,
@@ -21,7 +22,7 @@ from scheduler_photos import (
     state_of,
     upload,
 )
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, func, select, text
 
 from darkroom.celery_app import create_app, declare_topology, request
 from darkroom.contracts import keys
@@ -34,7 +35,7 @@ from darkroom.settings import BrokerSettings, TaskSettings
 from darkroom.storage import BlobStore, open_blob_store
 from darkroom.workflow import task_ids
 from darkroom_cli.servers import ChildProcess
-from scheduler.finalize import UnknownModelError, UnusableArtefactError, add_vector, finish
+from scheduler.finalize import UnknownModelError, UnusableArtefactError, add_vector, finish, load_artefacts
 
 
 @pytest.fixture
@@ -178,6 +179,26 @@ def test_the_vector_of_a_backfill_is_stored_and_its_plan_is_done(
     with engine.begin() as connection:
         assert vectors.plan_backfill(connection, other, 10) == 0
         assert vectors.stubborn_backfills(connection, 0) == 0
+
+
+def test_a_finish_and_a_backfill_of_one_photo_do_not_wait_in_a_ring(
+    engine: Engine, store: BlobStore, photo: Photo
+) -> None:
+    """The finish holds the photo's row and has not written its vector yet when the backfill comes."""
+    results = leave_everything(store, photo.sha256)
+    artefacts = load_artefacts(store, photo.sha256, RECIPE)
+    with engine.begin() as connection:
+        outcomes.mark_ready(connection, photo.sha256, artefacts)
+        backfill = threading.Thread(target=add_vector, args=(engine, store, photo.sha256, results[1]))
+        backfill.start()
+        with engine.connect() as other:
+            waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            eventually(lambda: other.scalar(waiting))
+        assert vectors.store_vector(connection, MODEL, photo.sha256, [1, 0, 0, 0])
+    backfill.join(30)
+    assert not backfill.is_alive()
+    with engine.connect() as connection:
+        assert vectors.vector_of_image(connection, MODEL, photo.image_id) != [1, 0, 0, 0]  # the later one
 
 
 @pytest.fixture

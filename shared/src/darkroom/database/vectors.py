@@ -143,13 +143,14 @@ def activate_model(connection: Connection, model_id: ModelId) -> None:
 
 def store_vector(connection: Connection, model_id: ModelId, sha256: Sha256, vector: Sequence[float]) -> bool:
     """Writes one vector, shape (dim,), L2 norm 1; false when the original or the model is unknown."""
+    # Locked as the foreign key will do: taken only after the insert, it could wait in a ring with another writer.
     known = connection.scalar(
-        select(func.count())
-        .select_from(originals)
+        select(originals.c.sha256)
         .where(originals.c.sha256 == sha256, originals.c.status != "sweeping")
         .where(select(models.c.id).where(models.c.id == model_id).exists())
+        .with_for_update(read=True, key_share=True)
     )
-    if not known:
+    if known is None:
         return False
     statement = upsert(embeddings).values(model_id=model_id, sha256=sha256, vector=list(vector))
     connection.execute(
