@@ -41,7 +41,8 @@ class LeaderScheduler(Scheduler):  # type: ignore[misc]
         self._engine = engine
         self._heartbeat_file = heartbeat_file
         self._connection: Connection | None = None
-        self._is_leading = False
+        self.is_leading = False
+        """Whether the last tick was a leader's."""
         super().__init__(app, **options)
 
     def setup_schedule(self) -> None:
@@ -75,11 +76,11 @@ class LeaderScheduler(Scheduler):  # type: ignore[misc]
             self._connection = connection
         if not upkeep.lead_beat(self._connection):
             return None
-        if not self._is_leading:
+        if not self.is_leading:
             sent = {row.name: row.scheduled_at for row in upkeep.all_jobs(self._connection)}
             for entry in self.schedule.values():
                 entry.last_run_at = sent.get(entry.name) or NEVER
-            self._is_leading = True
+            self.is_leading = True
             log.info("beat.leading")
         return self._connection
 
@@ -101,7 +102,7 @@ class LeaderScheduler(Scheduler):  # type: ignore[misc]
             self.send_task(entry.task, entry.args, entry.kwargs, connection=connection, **entry.options)
 
     def _resign(self) -> None:
-        connection, self._connection, self._is_leading = self._connection, None, False
+        connection, self._connection, self.is_leading = self._connection, None, False
         if connection is not None:
             connection.invalidate()
             connection.close()

@@ -84,7 +84,7 @@ class DeadLetters:
             log.error("dead_letters.unreadable", extra=context | {"error": str(error)})
             return Fate.UNREADABLE
         fate = self._fail_or_send_again(work, str(headers.get("id")))
-        log.warning(f"dead_letters.{fate.name.lower()}", extra=context | {"sha256": work.sha256})
+        log.warning("dead_letters.settled", extra=context | {"sha256": work.sha256, "fate": fate.value})
         return fate
 
     def _fail_or_send_again(self, work: Work, task_id: str) -> Fate:
