@@ -75,7 +75,8 @@ def declared_by(app: FastAPI) -> Callable[[httpx.Response], None]:
     document = app.openapi()
 
     def check(response: httpx.Response) -> None:
-        method, path = response.request.method.lower(), response.request.url.path
+        method = response.request.method.lower().replace("head", "get")
+        path = response.request.url.path
         for template, operations in document["paths"].items():
             if matches(template, path) and method in operations:
                 declared = operations[method]["responses"]

@@ -195,14 +195,14 @@ REFUSALS: dict[str, tuple[list[tuple[str, Any]], dict[str, Any], int, str]] = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSALS)
-def test_one_refused_file_refuses_the_request_and_nothing_is_stored(serve: Serve, case: str) -> None:
-    files, fields, status, problem = REFUSALS[case]
+def test_one_refused_file_refuses_the_request_and_nothing_is_stored(serve: Serve, subtests: pytest.Subtests) -> None:
     gateway = serve(max_upload_bytes=LARGE, max_upload_files=3)
-    answer = gateway.http.post("/v1/images", files=files, data=fields)
-    assert (answer.status_code, slug(answer)) == (status, problem), answer.text
-    assert answer.json()["remedy"]
-    assert nothing_is_stored(gateway)
+    for case, (files, fields, status, problem) in REFUSALS.items():
+        with subtests.test(case):
+            answer = gateway.http.post("/v1/images", files=files, data=fields)
+            assert (answer.status_code, slug(answer)) == (status, problem), answer.text
+            assert answer.json()["remedy"]
+            assert nothing_is_stored(gateway)
 
 
 def test_a_refusal_names_the_file_the_value_and_the_limit(serve: Serve) -> None:
@@ -242,25 +242,24 @@ BODIES = {
 }
 
 
-@pytest.mark.parametrize("case", BODIES)
-def test_a_body_that_cannot_be_read_is_a_problem(gateway: Served, case: str) -> None:
-    content_type, body, status, problem = BODIES[case]
-    answer = gateway.http.post("/v1/images", content=body, headers={"Content-Type": content_type})
-    assert (answer.status_code, slug(answer)) == (status, problem), answer.text
-    assert nothing_is_stored(gateway)
+def test_a_body_that_cannot_be_read_is_a_problem(gateway: Served, subtests: pytest.Subtests) -> None:
+    for case, (content_type, body, status, problem) in BODIES.items():
+        with subtests.test(case):
+            answer = gateway.http.post("/v1/images", content=body, headers={"Content-Type": content_type})
+            assert (answer.status_code, slug(answer)) == (status, problem), answer.text
+            assert nothing_is_stored(gateway)
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_507_and_leaves_nothing(
-    gateway: Served, photo: bytes, monkeypatch: pytest.MonkeyPatch, code: int
-) -> None:
-    def no_room(*_: Any) -> None:
-        raise OSError(code, os.strerror(code))
+def test_a_full_disk_is_507_and_leaves_nothing(gateway: Served, photo: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    for code in (errno.ENOSPC, errno.EDQUOT):
 
-    monkeypatch.setattr(darkroom.storage.FileWriter, "sync", no_room)
-    answer = gateway.upload(photo)
-    assert (answer.status_code, slug(answer)) == (507, "storage-full")
-    assert nothing_is_stored(gateway)
+        def no_room(*_: Any, code: int = code) -> None:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(darkroom.storage.FileWriter, "sync", no_room)
+        answer = gateway.upload(photo)
+        assert (answer.status_code, slug(answer)) == (507, "storage-full")
+        assert nothing_is_stored(gateway)
 
 
 def test_an_unwritable_store_is_503(gateway: Served, photo: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,10 +342,12 @@ def test_of_two_different_requests_with_one_key_at_once_one_is_refused(
     assert gateway.http.get("/v1/ledger").json()["accepted"] == 1
 
 
-@pytest.mark.parametrize("key", ["", "k" * 256, "caf\u00e9".encode("latin-1")])
-def test_an_idempotency_key_must_be_short_and_plain(gateway: Served, photo: bytes, key: Any) -> None:
-    answer = gateway.upload(photo, headers={"Idempotency-Key": key})
-    assert (answer.status_code, slug(answer)) == (422, "invalid-field")
+def test_an_idempotency_key_must_be_short_and_plain(gateway: Served, photo: bytes, subtests: pytest.Subtests) -> None:
+    keys: list[Any] = ["", "k" * 256, "caf\u00e9".encode("latin-1")]
+    for key in keys:
+        with subtests.test(repr(key)):
+            answer = gateway.upload(photo, headers={"Idempotency-Key": key})
+            assert (answer.status_code, slug(answer)) == (422, "invalid-field")
 
 
 def test_an_upload_goes_on_with_its_clients_trace(gateway: Served, engine: Engine, photo: bytes) -> None:
