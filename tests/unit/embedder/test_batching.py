@@ -2,7 +2,7 @@
 
 import pytest
 
-from embedder.batching import HELD_WORK_S, QUERY_TURNS, Buffer, Kind, Sizes
+from embedder.batching import QUERY_TURNS, Buffer, Kind, Sizes
 
 SIZES = Sizes(batch=16, query=4, interactive=32, bulk=32)
 
@@ -91,9 +91,19 @@ def test_a_cleared_buffer_holds_nothing():
     assert buffer.take() == []
 
 
-@pytest.mark.parametrize(("picture_s", "batch"), [(0.002, 16), (0.1, 16), (1.0, 7), (20.0, 1)])
+@pytest.mark.parametrize(("picture_s", "batch"), [(0.002, 16), (0.13, 16), (1.0, 3), (20.0, 1)])
 def test_a_slow_model_gets_smaller_batches(picture_s, batch):
-    sizes = Sizes.fitting(16, picture_s)
-    assert sizes.batch == batch
-    held_s = (sizes.interactive + sizes.bulk) * picture_s
-    assert held_s <= HELD_WORK_S or sizes.batch == 1
+    sizes = Sizes.fitting(16, picture_s, held_s=30)
+    assert sizes == Sizes(batch, query=4, interactive=2 * batch, bulk=2 * batch)
+
+
+def test_no_bulk_picture_is_held_longer_than_allowed_beside_a_steady_interactive_load():
+    picture_s, held_s = 0.5, 30
+    sizes = Sizes.fitting(16, picture_s, held_s)
+    buffer = filled(sizes, interactive=sizes.interactive, bulk=sizes.bulk)
+    passed_s = 0.0
+    while f"bulk {sizes.bulk - 1}" not in (batch := buffer.take()):
+        passed_s += len(batch) * picture_s
+        for _ in range(counts(batch)[1]):
+            buffer.add(Kind.INTERACTIVE, "interactive again", passed_s)
+    assert passed_s < held_s

@@ -16,9 +16,8 @@ QUERY_TURNS = 8
 BULK_SHARE = 0.25
 """Of the batches that interactive pictures are in: bulk never stands still, and delays them by no more than this."""
 
-HELD_WORK_S = 30.0
-"""Work that one worker may hold. Below the reconciler's stage deadline (40 s), below Redis' visibility timeout (60 s)
-and far below RabbitMQ's consumer timeout (30 min), so that nothing held is taken for lost."""
+HELD_BATCHES = 2
+"""Of each lane, one batch is computed while the next one is already here."""
 
 
 class Kind(Enum):
@@ -39,14 +38,14 @@ class Sizes:
     bulk: int
 
     @classmethod
-    def fitting(cls, batch_size: int, picture_s: float) -> "Sizes":
+    def fitting(cls, batch_size: int, picture_s: float, held_s: float) -> "Sizes":
         """The sizes for a model that takes `picture_s` seconds a picture: a slow one gets smaller batches.
 
-        Of each lane one batch is computed while the next one is already here.
+        So small that no message is held longer than about `held_s`, even a bulk one that moves by its share alone.
         """
-        batches_held = 4
-        batch = max(1, min(batch_size, int(HELD_WORK_S / (batches_held * picture_s))))
-        return cls(batch, QUERY_WINDOW, 2 * batch, 2 * batch)
+        batches_passing = HELD_BATCHES / BULK_SHARE + 1
+        batch = max(1, min(batch_size, int(held_s / (batches_passing * picture_s))))
+        return cls(batch, QUERY_WINDOW, HELD_BATCHES * batch, HELD_BATCHES * batch)
 
 
 class Buffer(Generic[ItemT]):

@@ -21,7 +21,6 @@ class QueueConsumers:
             Consumer(connection.channel(), queues=[queue], prefetch_count=windows[queue.name], **options)
             for queue in queues
         ]
-        self.channel = self._consumers[0].channel
 
     @property
     def on_message(self) -> Callable[[Any], None] | None:

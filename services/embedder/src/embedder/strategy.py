@@ -101,7 +101,7 @@ class MicroBatches:
     def _receive(self, request: Request) -> None:
         try:
             held = self._held(request)
-        except ValidationError:
+        except (ValidationError, KeyError, TypeError):
             self._consumer.on_task_request(request)  # its body meets the same error, and fails as any task does
             return
         self._buffer.add(held.kind, held, time.monotonic())

@@ -72,7 +72,8 @@ def serve(load: Callable[[str, ModelSettings], ClipModel] = load_model) -> None:
     begun = time.perf_counter()
     model = load(settings.model, settings)
     picture_s = model.warm_up(settings.batch_size)
-    sizes = Sizes.fitting(settings.batch_size, picture_s)
+    # The reconciler and Redis' visibility timeout both allow for what is held as long as one task may take.
+    sizes = Sizes.fitting(settings.batch_size, picture_s, held_s=tasks.task_hard_limit_s)
     log.info(
         "embedder.model_ready",
         extra={

@@ -1,0 +1,355 @@
+"""The embedder as a process of its own, on both brokers: batches, queues, errors, and every way to be interrupted."""
+
+import base64
+import hashlib
+import io
+import json
+import os
+import signal
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from celery import Celery, chord
+from celery.result import AsyncResult
+from conftest import eventually
+from cuttable_proxy import CuttableProxy
+from kombu import Connection
+from PIL import Image
+from redis import Redis
+
+from darkroom import topology
+from darkroom.celery_app import create_app, declare_topology, request
+from darkroom.contracts.base import Lane
+from darkroom.contracts.keys import embedding_key
+from darkroom.contracts.messages import Embed, EmbedPicture, EmbedText, Fence, ModelReference
+from darkroom.contracts.tasks import EMBED, EMBED_PICTURE, EMBED_TEXT, FENCE, RECORD_FAILURE, REGISTER_MODEL
+from darkroom.settings import BrokerSettings, ModelSettings, TaskSettings
+from darkroom.storage import BlobStore, open_blob_store
+from darkroom_cli.servers import ChildProcess
+from embedder.model import load_model
+
+SCRIPT = Path(__file__).with_name("embedder_with_faults.py")
+GREEN, RED, MAGENTA = (30, 160, 60), (255, 0, 0), (255, 0, 255)
+
+on_redis = pytest.mark.parametrize("broker_url", ["redis"], indirect=True)
+on_rabbitmq = pytest.mark.parametrize("broker_url", ["rabbitmq"], indirect=True)
+"""For what does not depend on the broker: a process with a model takes seconds to start."""
+
+pytestmark = pytest.mark.timeout(300)  # the rest of the machine may be busy, and Redis redelivers late
+
+
+class Worker:
+    """An embedder process, its log, and the switches of embedder_with_faults.py."""
+
+    def __init__(self, start: Callable[[], ChildProcess], log: Path, folder: Path) -> None:
+        self._log = log
+        self.folder = folder
+        self.process = start()
+
+    def events(self, name: str) -> list[dict]:
+        """The log records of one name, oldest first."""
+        lines = [json.loads(line) for line in self._log.read_text().splitlines() if line.startswith("{")]
+        return [line for line in lines if line["event"].startswith(name)]
+
+    def received(self, contract) -> int:
+        return sum("received" in event["event"] for event in self.events(f"Task {contract.name}["))
+
+    def ready_times(self) -> int:
+        return sum(event["event"].endswith(" ready.") for event in self.events("embedder@"))
+
+    def wait_until_ready(self, times: int = 1) -> None:
+        eventually(lambda: self.ready_times() >= times, within_s=90)
+
+    def switch(self, name: str, *, on: bool) -> None:
+        if on:
+            (self.folder / name).touch()
+        else:
+            (self.folder / name).unlink()
+
+    def restart(self) -> None:
+        times = self.ready_times()
+        self.process.wait()
+        self.process.start()
+        self.wait_until_ready(times + 1)
+
+
+@pytest.fixture
+def start_worker(spawn, tmp_path):
+    def start(**settings: str) -> Worker:
+        folder = tmp_path / "switches"
+        folder.mkdir()
+        settings |= {"EMBEDDER_TEST_FOLDER": str(folder), "DARKROOM_MODEL_THREADS": "1"}
+        worker = Worker(lambda: spawn("python", str(SCRIPT), **settings), tmp_path / "0-python.log", folder)
+        worker.wait_until_ready()
+        return worker
+
+    return start
+
+
+@pytest.fixture
+def client(broker_url: str, redis_url: str) -> Celery:
+    app = create_app("client", BrokerSettings(broker_url=broker_url, result_url=redis_url), TaskSettings())
+    with Connection(broker_url) as connection:
+        declare_topology(connection)
+    return app
+
+
+@pytest.fixture
+def redis(redis_url: str):
+    with Redis.from_url(redis_url) as redis:
+        yield redis
+
+
+@pytest.fixture(scope="module")
+def bundled() -> ModelReference:
+    return load_model("bundled", ModelSettings(model_device="cpu", model_dtype="float32")).reference
+
+
+@pytest.fixture
+def store(blob_url: str) -> BlobStore:
+    return open_blob_store(blob_url)
+
+
+def sha(number: int) -> str:
+    return hashlib.sha256(b"%d" % number).hexdigest()
+
+
+def proxy_of(number: int) -> str:
+    return f"derived/{sha(number)}/proxy.jpg"
+
+
+def put_proxy(store: BlobStore, number: int, colour: tuple[int, int, int] = GREEN) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (96, 64), colour).save(file, "JPEG", quality=95)
+    store.put(proxy_of(number), file.getvalue())
+
+
+def embed(app: Celery, number: int, lane: Lane = Lane.BULK, **options):
+    message = Embed(sha256=sha(number), generation=1, lane=lane, proxy=proxy_of(number))
+    return request(app, EMBED, message, lane=lane, **options)
+
+
+def publish_photos(
+    app: Celery, store: BlobStore, numbers: range | list[int], lane: Lane = Lane.BULK
+) -> list[AsyncResult]:
+    for number in numbers:
+        put_proxy(store, number)
+    return [embed(app, number, lane).apply_async() for number in numbers]
+
+
+def all_succeed(results: list[AsyncResult], within_s: float = 120) -> None:
+    def states() -> bool:
+        return {result.state for result in results} == {"SUCCESS"}
+
+    eventually(states, within_s=within_s, every_s=0.3)
+
+
+def tasks_in(broker_url: str, queue: str) -> list[tuple[str, dict]]:
+    """Takes all messages off a queue: their task's name and its message."""
+    found = []
+    with Connection(broker_url) as connection, connection.channel() as channel:
+        while message := topology.task_queue(queue)(channel).get():
+            found.append((message.headers["task"], message.payload[1]["message"]))
+            message.ack()
+    return found
+
+
+def tries(redis: Redis) -> int:
+    return sum(1 for _ in redis.scan_iter("tries:*"))
+
+
+def fill_model(worker: Worker, app: Celery, store: BlobStore, redis: Redis, numbers: range) -> list[AsyncResult]:
+    """Publishes photos and returns when a batch of them is being computed, and stands still."""
+    worker.switch("closed", on=True)
+    results = publish_photos(app, store, numbers)
+    eventually(lambda: tries(redis))
+    return results
+
+
+def test_chords_are_all_joined_and_photos_computed_together(start_worker, client, store, broker_url, bundled):
+    worker = start_worker()
+    eventually(lambda: worker.events("embedder.model_registered"))
+    assert tasks_in(broker_url, "finalize") == [
+        (REGISTER_MODEL.name, {"model": {"id": bundled.id, "source": "bundled"}, "dim": 192})
+    ]
+    worker.switch("closed", on=True)  # a backlog comes into being
+    for number in range(600):
+        put_proxy(store, number)
+    joins = [
+        chord(
+            [embed(client, 2 * number, Lane.INTERACTIVE), embed(client, 2 * number + 1, Lane.BULK)],
+            request(client, FENCE, Fence(number=number + 1, queue="embed"), queue="embed", takes_result=True),
+            app=client,
+        ).apply_async()
+        for number in range(300)
+    ]
+    worker.switch("closed", on=False)
+    all_succeed(joins, within_s=200)
+    assert all(store.exists(embedding_key(bundled.id, sha(number))) for number in range(600))
+    batches = worker.events("embedder.batch")
+    assert sum(batch["size"] for batch in batches) == 600
+    assert max(batch["size"] for batch in batches) == 16
+    assert any(batch["interactive"] and batch["bulk"] for batch in batches)
+    # Fewer passes through the model than a quarter of one for each photo.
+    assert len(batches) < 150
+
+
+def test_a_search_waits_only_for_the_batch_being_computed(start_worker, client, store, redis, bundled):
+    worker = start_worker(DARKROOM_BATCH_SIZE="4")
+    results = fill_model(worker, client, store, redis, range(50))
+    eventually(lambda: worker.received(EMBED) == 8)  # the window of bulk: two batches
+    results += publish_photos(client, store, range(50, 100), Lane.INTERACTIVE)
+    eventually(lambda: worker.received(EMBED) == 16)  # and that of the interactive lane
+    put_proxy(store, 1000)
+    by_text = request(client, EMBED_TEXT, EmbedText(text="green", model=bundled))
+    by_picture = request(client, EMBED_PICTURE, EmbedPicture(proxy=proxy_of(1000), model=bundled))
+    searches = [search.clone().apply_async() for search in (by_text, by_picture) * 3]
+    eventually(lambda: worker.received(EMBED_TEXT) + worker.received(EMBED_PICTURE) == 4)
+    assert worker.received(EMBED) == 16
+    worker.switch("closed", on=False)
+    all_succeed([*results, *searches])
+    for search in searches:
+        answer = search.result
+        vector = np.frombuffer(base64.b64decode(answer["vector"]), "<f2")
+        assert answer["model"] == bundled.id
+        assert np.linalg.norm(vector.astype(np.float32)) == pytest.approx(1, abs=1e-2)
+    first, second = worker.events("embedder.batch")[:2]
+    assert first["query"] == 0  # it was being computed when the searches came
+    assert (second["query"], second["size"]) == (4, 4)
+
+
+def test_an_error_fails_only_its_own_photo(start_worker, client, store, broker_url):
+    worker = start_worker()
+    worker.switch("closed", on=True)
+    innocent = publish_photos(client, store, range(10))
+    store.put(proxy_of(100), b"no picture")
+    damaged = embed(client, 100).apply_async()
+    put_proxy(store, 101, RED)
+    red = embed(client, 101).apply_async()
+    late = embed(client, 102).apply_async()
+    invalid = client.signature(
+        EMBED.name, kwargs={"message": {"sha256": "?"}}, exchange=topology.TASKS.name, routing_key="embed.bulk"
+    ).apply_async()
+    nothing = client.signature(EMBED.name, exchange=topology.TASKS.name, routing_key="embed.bulk").apply_async()
+    worker.switch("closed", on=False)
+    eventually(lambda: late.state == "RETRY", within_s=60)
+    put_proxy(store, 102)
+    all_succeed([*innocent, late])
+    eventually(lambda: {each.state for each in (damaged, red, invalid, nothing)} == {"FAILURE"}, within_s=60)
+    failures = [message for name, message in tasks_in(broker_url, "finalize") if name == RECORD_FAILURE.name]
+    assert [(each["sha256"], each["problem"]["type"].rpartition("/")[2]) for each in failures] == [
+        (sha(100), "proxy-undecodable")
+    ]
+
+
+@on_redis
+def test_what_is_revoked_or_expires_in_the_buffer_is_not_computed(start_worker, client, store, redis, bundled):
+    worker = start_worker(DARKROOM_BATCH_SIZE="4")
+    results = fill_model(worker, client, store, redis, range(1))
+    put_proxy(store, 1)
+    put_proxy(store, 2)
+    expires = datetime.now(UTC) + timedelta(seconds=5)
+    revoked, expired = embed(client, 1).apply_async(), embed(client, 2).apply_async(expires=expires)
+    eventually(lambda: worker.received(EMBED) == 3)
+    client.control.revoke(revoked.id)
+    eventually(lambda: worker.events(f"Tasks flagged as revoked: {revoked.id}"))
+    eventually(lambda: datetime.now(UTC) > expires)
+    worker.switch("closed", on=False)
+    eventually(lambda: revoked.state == expired.state == "REVOKED")
+    all_succeed(results)
+    assert [batch["size"] for batch in worker.events("embedder.batch")] == [1]
+    assert not store.exists(embedding_key(bundled.id, sha(1)))
+    assert not store.exists(embedding_key(bundled.id, sha(2)))
+
+
+@on_rabbitmq
+def test_after_a_kill_everything_is_computed_and_what_was_computing_runs_alone(
+    start_worker, client, store, redis, broker_url
+):
+    worker = start_worker(DARKROOM_BATCH_SIZE="4")
+    results = fill_model(worker, client, store, redis, range(20))
+    begun = tries(redis)
+    os.kill(worker.process.pid, signal.SIGKILL)
+    worker.switch("closed", on=False)
+    worker.restart()
+    all_succeed(results)
+    assert len(worker.events("embedder.alone")) == begun
+    assert tries(redis) == 0
+    assert [name for name, _ in tasks_in(broker_url, "finalize") if name == RECORD_FAILURE.name] == []
+
+
+@on_rabbitmq
+def test_a_stop_in_mid_batch_leaves_no_suspicion(start_worker, client, store, redis):
+    worker = start_worker(DARKROOM_BATCH_SIZE="4")
+    results = fill_model(worker, client, store, redis, range(20))
+    os.kill(worker.process.pid, signal.SIGTERM)
+    worker.switch("closed", on=False)
+    worker.restart()
+    all_succeed(results)
+    assert worker.events("embedder.alone") == []
+    assert tries(redis) == 0
+
+
+def test_a_connection_cut_in_mid_batch_loses_nothing(start_worker, client, store, redis, broker_url):
+    parts = urlsplit(broker_url)
+    proxy = CuttableProxy(parts.hostname, parts.port)
+    through_proxy = broker_url.replace(f":{parts.port}/", f":{proxy.port}/")
+    worker = start_worker(DARKROOM_BATCH_SIZE="4", DARKROOM_BROKER_URL=through_proxy)
+    results = fill_model(worker, client, store, redis, range(20))
+    assert proxy.cut()
+    eventually(lambda: len(worker.events("Connected to ")) == 2, within_s=60)
+    worker.switch("closed", on=False)
+    all_succeed(results)
+    assert worker.ready_times() == 1  # the same process
+    assert worker.events("embedder.alone") == []
+    proxy.close()
+
+
+def test_poison_takes_nobody_along_and_is_recorded_once(start_worker, client, store, redis, broker_url, bundled):
+    worker = start_worker(DARKROOM_BATCH_SIZE="8")
+    worker.switch("closed", on=True)
+    innocent = publish_photos(client, store, range(10))
+    put_proxy(store, 100, MAGENTA)
+    poison = embed(client, 100).apply_async()
+    innocent += publish_photos(client, store, range(10, 20))
+    worker.switch("closed", on=False)
+
+    def is_settled() -> bool:
+        if not worker.process.is_running:  # what a supervisor does
+            worker.process.start()
+        return poison.state == "FAILURE"
+
+    eventually(is_settled, within_s=200, every_s=0.5)
+    all_succeed(innocent)
+    failures = [message for name, message in tasks_in(broker_url, "finalize") if name == RECORD_FAILURE.name]
+    assert [(each["sha256"], each["problem"]["type"].rpartition("/")[2]) for each in failures] == [
+        (sha(100), "killed-worker")
+    ]
+    assert not store.exists(embedding_key(bundled.id, sha(100)))
+    assert worker.ready_times() == 3  # it killed two processes: once among others, once alone
+
+
+@on_redis
+def test_a_model_that_broke_ends_its_process_and_blames_nobody(start_worker, client, store, redis, broker_url):
+    worker = start_worker(DARKROOM_BATCH_SIZE="4")
+    worker.switch("broken", on=True)
+    results = publish_photos(client, store, range(10))
+    eventually(lambda: not worker.process.is_running, within_s=60)
+    worker.switch("broken", on=False)
+    worker.restart()
+    all_succeed(results)
+    assert worker.events("embedder.alone") == []
+    assert [name for name, _ in tasks_in(broker_url, "finalize") if name == RECORD_FAILURE.name] == []
+
+
+@on_redis
+def test_a_model_that_cannot_be_loaded_ends_the_process_before_any_message(client, store, spawn, tmp_path):
+    result = publish_photos(client, store, range(1))[0]
+    process = spawn("darkroom-embedder", DARKROOM_MODEL=str(tmp_path / "nothing"))
+    process.wait()
+    assert "there is no such folder" in process.log_tail()
+    assert result.state == "PENDING"
