@@ -241,6 +241,7 @@ class Darkroom:
         waiting = list(dict.fromkeys(batch_ids))
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
+            asked = time.monotonic()
             seen |= {batch_id: self.batch(batch_id) for batch_id in waiting}
             if on_change is not None:
                 on_change(seen)
@@ -249,7 +250,8 @@ class Darkroom:
                 return seen
             if deadline is not None and time.monotonic() > deadline:
                 raise TimeoutError(f"after {timeout_s:g} s still not done: {', '.join(waiting)}")
-            time.sleep(poll_s)
+            # Many batches take long to ask for: at least half of the time is the gateway's own.
+            time.sleep(max(poll_s, time.monotonic() - asked))
 
     def search(self, text: str, *, limit: int = 10, tags: Sequence[str] = ()) -> Found:
         """The images nearest to a text, the best first."""

@@ -182,12 +182,24 @@ def upload(paths: tuple[str, ...], lane: str, tags: tuple[str, ...], is_watched:
     with _client() as client:
         command = [client.url, lane, *sorted(tags), "--", *sorted(str(path.resolve()) for path in files)]
         journal = Journal.open(_state_folder() / "uploads", command)
-        with rendering.upload_progress(err) as progress:
-            total = sum(path.stat().st_size for path in files if path.exists())
-            bar = progress.add_task(f"{len(files)} files", total=total)
-            result = upload_files(
-                client, files, journal=journal, lane=lane, tags=tags, on_sent=lambda sent: progress.advance(bar, sent)
-            )
+        try:
+            with rendering.upload_progress(err) as progress:
+                total = sum(path.stat().st_size for path in files if path.exists())
+                bar = progress.add_task(f"{len(files)} files", total=total)
+                result = upload_files(
+                    client,
+                    files,
+                    journal=journal,
+                    lane=lane,
+                    tags=tags,
+                    on_sent=lambda sent: progress.advance(bar, sent),
+                )
+        except (KeyboardInterrupt, UnreachableError) as exc:
+            if journal.batches:
+                err.print(f"stopped after {len(journal.batches)} files; the same command goes on from there")
+            if isinstance(exc, UnreachableError):
+                raise
+            sys.exit(130)
         journal.remove()
         parts = [f"{result.accepted} accepted"]
         if result.duplicates:

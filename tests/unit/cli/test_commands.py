@@ -1,0 +1,96 @@
+"""What the commands say and how they exit, against a gateway that is a function."""
+
+import json
+import re
+
+import httpx
+import pytest
+from click.testing import CliRunner
+
+from darkroom_cli import main as command_line
+from darkroom_cli.client import Darkroom
+
+LEDGER = {"accepted": 3, "ready": 2, "failed": 1, "deleted": 0, "in_flight": 0}
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Runs a command against the handler of a request; the state folder is the test's."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def with_gateway(handler, *arguments):
+        transport = httpx.MockTransport(handler)
+        monkeypatch.setattr(command_line, "_client", lambda: Darkroom("http://gateway", transport=transport))
+        return CliRunner().invoke(command_line.main, [str(argument) for argument in arguments])
+
+    return with_gateway
+
+
+def test_an_interrupted_upload_says_so_and_the_same_command_goes_on(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("darkroom_cli.uploading.REQUEST_FILES", 1)
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        (tmp_path / name).write_bytes(name.encode())
+    received: list[str] = []
+
+    def gateway(request: httpx.Request) -> httpx.Response:
+        [name] = re.findall(rb'filename="([^"]*)"', request.read())
+        if name == b"b.jpg" and "b.jpg" not in received:
+            received.append("b.jpg")
+            raise KeyboardInterrupt
+        received.append(name.decode())
+        return httpx.Response(202, json={"batch": {"id": name.decode()}, "images": [{"duplicate": False}]})
+
+    first = run(gateway, "upload", tmp_path)
+    assert first.exit_code == 130
+    assert "stopped after 1 files; the same command goes on from there" in first.stderr
+    second = run(gateway, "upload", tmp_path)
+    assert second.exit_code == 0
+    assert received == ["a.jpg", "b.jpg", "b.jpg", "c.jpg"]
+    assert "2 accepted, 1 were there from the interrupted run" in second.stdout
+    assert not list((tmp_path / "state").rglob("*.json"))
+
+
+def test_the_ledger_is_a_table_or_json_and_a_wrong_one_an_error(run):
+    assert json.loads(run(lambda _: httpx.Response(200, json=LEDGER), "ledger", "--json").stdout) == LEDGER
+    good = run(lambda _: httpx.Response(200, json=LEDGER), "ledger")
+    assert (good.exit_code, "adds up" in good.stdout) == (0, True)
+    bad = run(lambda _: httpx.Response(200, json=LEDGER | {"ready": 1}), "ledger")
+    assert (bad.exit_code, "does not add up" in bad.stdout) == (1, True)
+
+
+def test_a_problem_is_shown_on_standard_error_and_nothing_on_standard_output(run):
+    problem = {"title": "There is no such image", "status": 404, "detail": "No image has the id x.", "remedy": "List."}
+    done = run(lambda _: httpx.Response(404, json=problem), "retry", "x")
+    assert done.exit_code == 1
+    assert done.stdout == ""
+    for part in ("There is no such image", "No image has the id x.", "→ List."):
+        assert part in done.stderr
+
+
+def test_without_a_report_it_says_when_there_will_be_one(run):
+    done = run(lambda _: httpx.Response(200, json={"reports": []}), "report")
+    assert "Monday" in done.stdout
+
+
+@pytest.mark.parametrize("status", ["ready", "failed"])
+def test_watching_an_image_ends_with_what_became_of_it(run, status):
+    image = {"id": "i", "status": status, "filename": "a.jpg", "format": None, "taken_at": None, "tags": []}
+    image |= {"lane": "bulk", "palette": None, "thumbnails": {}, "embeddings": [], "ready_at": None, "batch_id": "b"}
+    image |= {"error": {"title": "Corrupt"} if status == "failed" else None}
+
+    def gateway(request: httpx.Request) -> httpx.Response:
+        is_batch = request.url.path.startswith("/v1/batches/")
+        return httpx.Response(404, json={"title": "no batch"}) if is_batch else httpx.Response(200, json=image)
+
+    done = run(gateway, "watch", "i")
+    assert done.exit_code == (0 if status == "ready" else 1)
+    assert status in done.stdout
+    assert ("Corrupt" in done.stdout) is (status == "failed")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["search"], ["search", "red", "--image", __file__], ["up", "--broker", "kafka://x"]]
+)
+def test_a_wrong_command_line_is_refused(run, arguments):
+    assert run(lambda _: httpx.Response(500), *arguments).exit_code == 2
