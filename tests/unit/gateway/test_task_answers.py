@@ -13,6 +13,7 @@ from gateway.rest.system import describe_task
 
 NOW = datetime(2026, 7, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
+TASK = UUID(int=7)
 
 
 @dataclass
@@ -22,7 +23,7 @@ class Row:
     original_status: str | None
     issued_at: datetime = NOW - timedelta(minutes=1)
     name: str = "embedder.embed"
-    id: UUID = UUID(int=7)
+    id: UUID = TASK
 
 
 @pytest.mark.parametrize(

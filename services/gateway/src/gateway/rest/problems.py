@@ -9,7 +9,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from psycopg.errors import UndefinedColumn, UndefinedTable
 from pydantic import JsonValue
-from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
@@ -73,7 +72,6 @@ def install(app: FastAPI) -> None:
         HTTPException: _http,
         DBAPIError: _database,
         PoolTimeoutError: _database,
-        RedisError: _results,
         OSError: _storage,
         ClientDisconnect: _disconnected,
     }
@@ -154,15 +152,14 @@ def database_away() -> Problem:
     )
 
 
-def _results(request: Request, error: Exception) -> ProblemResponse:
-    return ProblemResponse(
-        problem(
-            "results-unavailable",
-            "The result store is away",
-            503,
-            "Redis, which holds the results of tasks, does not answer.",
-            remedy="Try again; uploads go on being accepted meanwhile.",
-        )
+def results_away() -> Problem:
+    """Redis does not answer."""
+    return problem(
+        "results-unavailable",
+        "The result store is away",
+        503,
+        "Redis, which holds the results of tasks, does not answer.",
+        remedy="Try again; uploads go on being accepted meanwhile.",
     )
 
 

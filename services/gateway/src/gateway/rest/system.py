@@ -33,14 +33,14 @@ from gateway.rest.models import (
     Task,
     TaskError,
 )
-from gateway.rest.problems import answers_with, database_away, storage_away
+from gateway.rest.problems import answers_with, database_away, results_away, storage_away
 
 log = logging.getLogger(__name__)
 
 router = APIRouter(tags=["system"])
 
-PROBE_S = 1.0
-"""Longest that a readiness answer waits for Redis, which it only reports."""
+RESULTS_S = 1.0
+"""Longest that an answer waits for Redis, which takes a millisecond when it is well."""
 
 
 @router.get("/healthz")
@@ -123,7 +123,11 @@ async def task(gateway: FromGateway, task_id: UUID) -> Task:
             value=str(task_id),
             remedy="Take a task id from an image's `tasks`.",
         )
-    stored = await gateway.results.get(f"celery-task-meta-{task_id}")
+    try:
+        async with asyncio.timeout(RESULTS_S):
+            stored = await gateway.results.get(f"celery-task-meta-{task_id}")
+    except (RedisError, OSError) as error:  # a timeout is one, too
+        raise UnavailableError(results_away()) from error
     return describe_task(row, stored, datetime.now(UTC), timedelta(seconds=gateway.settings.result_expires_s))
 
 
@@ -172,8 +176,8 @@ def _write(store: BlobStore) -> None:
 
 async def _answers(gateway: Gateway) -> bool:
     try:
-        async with asyncio.timeout(PROBE_S):
+        async with asyncio.timeout(RESULTS_S):
             await gateway.results.ping()
-    except (RedisError, TimeoutError, OSError):
+    except (RedisError, OSError):
         return False
     return True
