@@ -15,7 +15,7 @@ from typing import Any, Literal
 from celery import Celery, bootsteps
 from celery.signals import task_postrun, task_prerun, worker_before_create_process
 
-from darkroom.celery_app import await_no_results
+from darkroom.celery_app import await_no_results, declare_topology
 from darkroom.errors import ConfigurationError
 from darkroom.topology import Node, queues_of
 
@@ -104,6 +104,7 @@ def run_worker(
         watchdog.start()
     if options.pool == "prefork":
         worker_before_create_process.connect(_share_memory, weak=False)
+    _declare_topology(app)
     app.worker_main([*options.command_line(), *extra])
 
 
@@ -111,6 +112,24 @@ def _share_memory(**_: Any) -> None:
     """Keeps the garbage collector of a child off the pages that it shares with us: 32 MB a child instead of 58."""
     gc.collect()
     gc.freeze()
+
+
+def _declare_topology(app: Celery) -> None:
+    """Waits for the broker and declares every queue there.
+
+    On RabbitMQ, Celery binds all queues to its delayed delivery before it consumes; where one of them is missing,
+    because its own worker is still starting, it gives the whole of it up.
+    """
+    with app.connection_for_write() as connection:
+        connection.ensure_connection(
+            errback=lambda error, pause_s: log.warning(
+                "worker.broker_away", extra={"error": str(error), "again_in_s": pause_s}
+            ),
+            interval_start=1,
+            interval_step=1,
+            interval_max=5,
+        )
+        declare_topology(connection)
 
 
 def _heartbeat_step(path: Path) -> type[bootsteps.StartStopStep]:
