@@ -280,7 +280,7 @@ SAMPLES: tuple[Sample, ...] = (
     Sample("purple-heart.tiff", "purple", "heart", (640, 640), _file("TIFF", compression="tiff_adobe_deflate"), MIST),
     Sample("purple-semicircle.jpg", "purple", "semicircle", (960, 1280), _jpeg(orientation=8)),
     Sample("purple-ring-palette.png", "purple", "ring", (512, 512), _transparent_palette, is_cut_out=True),
-    Sample("pink-flower.avif", "pink", "flower", (1440, 1080), _file("AVIF", quality=75), SLATE),
+    Sample("pink-flower.avif", "pink", "flower", (1440, 1080), _file("AVIF", quality=75, max_threads=1), SLATE),
     Sample("pink-cloud-moving.webp", "pink", "cloud", (540, 405), _frames("WEBP", duration=150, loop=0), NIGHT),
     Sample("brown-cross.jpg", "brown", "cross", (1920, 1440), _jpeg(progressive=True), CREAM),
     Sample("brown-oval-profile.jpg", "brown", "oval", (1100, 800), _jpeg(icc_profile=_srgb_profile())),
