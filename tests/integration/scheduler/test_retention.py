@@ -250,15 +250,15 @@ def test_rows_go_when_their_time_is_over(engine: Engine, store: FileStore, photo
                 for table in (idempotency_keys, fences, events, tasks)
             ]
 
-    run_sql(engine, "UPDATE events SET published_at = now()")
+    run_sql(engine, "UPDATE events SET id = nextval('event_ids'), published_at = now()")
     before = counts()
     assert forget_rows(engine) == 0
     run_sql(engine, "UPDATE idempotency_keys SET created_at = now() - interval '25 hours'")
     run_sql(engine, "UPDATE fences SET sent_at = now() - interval '25 hours'")
     run_sql(engine, "UPDATE events SET occurred_at = now() - interval '8 days'")
     run_sql(engine, "UPDATE tasks SET issued_at = now() - interval '31 days'")
-    assert forget_rows(engine) == sum(before) > 0
-    assert counts() == [0, 0, 0, 0]
+    assert forget_rows(engine) == sum(before) - 1 > 0
+    assert counts() == [0, 0, 1, 0]  # the newest event stays, to tell a reader that it has missed none
 
 
 def test_old_fences_are_thinned_and_those_on_their_way_are_not(engine: Engine) -> None:

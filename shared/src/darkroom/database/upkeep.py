@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, text, update
+from sqlalchemy import Connection, Row, delete, func, insert, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from darkroom.contracts.base import BlobKey, Lane, Sha256
@@ -169,10 +169,17 @@ def forget_tasks(connection: Connection, before: datetime) -> int:
 
 
 def forget_events(connection: Connection, before: datetime) -> int:
-    """Removes published events older than `before`; returns how many."""
-    return connection.execute(
-        delete(events).where(events.c.occurred_at < before, events.c.published_at.is_not(None))
-    ).rowcount
+    """Removes events that happened before `before`; returns how many.
+
+    Only from the front, up to the first that is younger or not yet published, and never the newest: what is left tells
+    a reader whether it has missed anything.
+    """
+    first_kept = select(func.min(events.c.id)).where(
+        or_(events.c.occurred_at >= before, events.c.published_at.is_(None))
+    )
+    newest = select(func.max(events.c.id))
+    kept_from = func.least(first_kept.scalar_subquery(), newest.scalar_subquery())
+    return connection.execute(delete(events).where(events.c.id < kept_from)).rowcount
 
 
 def lock_job(connection: Connection, name: str) -> bool:
