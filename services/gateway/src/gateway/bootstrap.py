@@ -1,5 +1,6 @@
 """Everything that a running gateway consists of, made once and ended in order."""
 
+import asyncio
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,11 +12,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from darkroom.celery_app import bound_publishing, create_app
 from darkroom.database.engine import async_engine, sync_engine
+from darkroom.database.events import NUMBERED_CHANNEL
 from darkroom.storage import BlobStore, open_blob_store
 from gateway.broker import BrokerLink
 from gateway.dispatcher import CHANNEL as DISPATCH_CHANNEL
 from gateway.dispatcher import Dispatcher
-from gateway.notifications import listen
+from gateway.events import EventHub, PostgresEvents
+from gateway.notifications import Bell, listen
 from gateway.relay import CHANNEL as EVENTS_CHANNEL
 from gateway.relay import Relay
 from gateway.search import Search
@@ -38,6 +41,7 @@ class Gateway:
     relay: Relay
     broker: BrokerLink
     """The dispatcher's."""
+    events: EventHub
 
     def wake(self) -> None:
         """Has new rows dispatched and new events published at once."""
@@ -65,7 +69,8 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Gateway]:
     )
     relay = Relay(thread_engine, links["relay"])
     search = Search(engine, app, links["search"], results, store, timeout_s=settings.search_timeout_ms / 1000)
-    bells = {DISPATCH_CHANNEL: dispatcher.bell, EVENTS_CHANNEL: relay.bell}
+    hub = EventHub(PostgresEvents(engine))
+    bells: dict[str, Bell] = {DISPATCH_CHANNEL: dispatcher.bell, EVENTS_CHANNEL: relay.bell, NUMBERED_CHANNEL: hub}
     stop = threading.Event()
     listening = (settings.database_url.get_secret_value(), bells, stop)
     threads = [threading.Thread(target=listen, args=listening, name="notifications", daemon=True)]
@@ -75,6 +80,7 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Gateway]:
         threads.append(threading.Thread(target=relay.run, args=(stop,), name="relay", daemon=True))
     for thread in threads:
         thread.start()
+    following = asyncio.create_task(hub.run(), name="events")
 
     def end() -> None:
         stop.set()
@@ -88,8 +94,11 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Gateway]:
         thread_engine.dispose()
 
     try:
-        yield Gateway(settings, engine, store, results, search, dispatcher, relay, links["dispatcher"])
+        yield Gateway(settings, engine, store, results, search, dispatcher, relay, links["dispatcher"], hub)
     finally:
+        hub.close()
         await run_sync(end)
+        following.cancel()  # it may be waiting for a database that hangs
+        await asyncio.gather(following, return_exceptions=True)
         await results.aclose()
         await engine.dispose()

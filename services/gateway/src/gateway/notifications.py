@@ -1,8 +1,9 @@
-"""PostgreSQL notifications as events that a thread can wait for."""
+"""PostgreSQL notifications as bells that ring for whoever waits."""
 
 import logging
 import threading
 from collections.abc import Mapping
+from typing import Protocol
 
 import psycopg
 from psycopg import sql
@@ -14,8 +15,15 @@ PAUSE_S = 1.0
 """Between two attempts to connect, and longest time until a stop is seen."""
 
 
-def listen(database_url: str, bells: Mapping[str, threading.Event], stop: threading.Event) -> None:
-    """Sets the event of a channel whenever something is notified on it, until `stop`. Runs in a thread of its own.
+class Bell(Protocol):
+    """What a notification rings: a `threading.Event`, or anything that may be set from another thread."""
+
+    def set(self) -> None:
+        """Rings."""
+
+
+def listen(database_url: str, bells: Mapping[str, Bell], stop: threading.Event) -> None:
+    """Sets the bell of a channel whenever something is notified on it, until `stop`. Runs in a thread of its own.
 
     Notifications are only there for speed: whoever waits also looks by itself every second, so a lost connection
     costs no more than that.

@@ -57,7 +57,8 @@ class Relay:
 
         When the connection is lost, so is the lock: nothing is numbered by two relays at once.
         """
-        events.number_events(connection, BATCH)
+        while events.number_events(connection, BATCH) == BATCH:
+            connection.commit()  # readers get them all, also while the broker takes none
         waiting = events.unpublished_events(connection, BATCH)
         connection.commit()  # no transaction is open while we talk to the broker
         confirmed: list[int] = []
