@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from rich.console import Console
 from rich.text import Text
 
 from darkroom_cli import contact_sheet, rendering
@@ -35,8 +36,9 @@ from darkroom_cli.uploading import Journal, find_files, upload_files
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 # Results on standard output, everything on the way on standard error: `darkroom ledger --json | jq` works.
-out = rendering.console()
-err = rendering.console(stderr=True)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+COLUMNS_IN_FILES = 200
 
 
 class Commands(click.Group):
@@ -66,6 +68,10 @@ def main() -> None:
 
     The commands that ask talk to DARKROOM_URL (default http://127.0.0.1:8000) with the key in DARKROOM_API_KEY.
     """
+    for console in (out, err):
+        # Into a file or a pipe lines are long, for other programs.
+        if not console.is_terminal and "COLUMNS" not in os.environ:
+            console.width = COLUMNS_IN_FILES
 
 
 def local_options(function: FunctionT) -> FunctionT:

@@ -1,6 +1,5 @@
 """What the commands print: tables, bars and problems, for a person at a terminal. No requests, no files."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -21,12 +20,6 @@ TIMES = "\u00d7"
 SIZES = ("small", "medium", "large")
 WIDE, ROOMY = 132, 100
 """From so many columns on tables show an id in full, and from so many on its end, which is for the eye only."""
-
-
-def console(*, stderr: bool = False) -> Console:
-    """A console with no colours but those we give. Into a file or a pipe it writes long lines, for other programs."""
-    made = Console(stderr=stderr, highlight=False)
-    return made if made.is_terminal or "COLUMNS" in os.environ else Console(stderr=stderr, highlight=False, width=200)
 
 
 def table(*columns: str, right: Sequence[str] = (), elastic: Sequence[str] = ()) -> Table:
