@@ -25,6 +25,7 @@ import darkroom.storage
 from darkroom.database.tables import originals
 from darkroom_cli.servers import ChildProcess
 from darkroom_cli.servers.ports import reserve_port
+from gateway import library
 from gateway.rest import images as routes
 
 pytest_plugins = ["gateway_fixtures"]
@@ -129,7 +130,7 @@ def together(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
             return waits
 
         monkeypatch.setattr(routes, "accept_form", waiting(routes.accept_form))
-        monkeypatch.setattr(routes, "_tombstone", waiting(routes._tombstone))
+        monkeypatch.setattr(library, "delete_image", waiting(library.delete_image))
 
     return prepare
 

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from darkroom.errors import PermanentError
-from gateway.rest.system import describe_task
+from gateway.tasks import describe_task
 
 NOW = datetime(2026, 7, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from darkroom.contracts.base import Lane
 from darkroom.errors import PermanentError
+from gateway.models import page_token, read_page_token
 from gateway.receiving import ReceivedForm, SyncedFile
-from gateway.rest.models import page_token, read_page_token
 from gateway.uploads import UploadOptions, check_idempotency_key, fingerprint, new_ids, read_options
 
 

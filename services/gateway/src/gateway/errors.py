@@ -1,7 +1,9 @@
-"""What the gateway cannot do at the moment, through no fault of the request."""
+"""Errors of the gateway that carry more than a problem."""
+
+from collections.abc import Sequence
 
 from darkroom.contracts.problems import Problem, problem
-from darkroom.errors import TransientError
+from darkroom.errors import PermanentError, TransientError
 
 RETRY_AFTER_S = 2
 """What a client is told: the dispatcher's and the pools' own pauses are of that order."""
@@ -18,3 +20,11 @@ class UnavailableError(TransientError):
     def of(cls, slug: str, title: str, detail: str, *, limit: int | None = None, remedy: str) -> "UnavailableError":
         """The error for a problem of status 503."""
         return cls(problem(slug, title, 503, detail, limit=limit, remedy=remedy))
+
+
+class InvalidFieldsError(PermanentError):
+    """Values of the request cannot be accepted; `violations` has the path of each and what is wrong with it."""
+
+    def __init__(self, problem: Problem, violations: Sequence[tuple[str, str]]) -> None:
+        super().__init__(problem)
+        self.violations = tuple(violations)

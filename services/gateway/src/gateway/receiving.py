@@ -1,4 +1,4 @@
-"""Multipart bodies on their way into the blob store: hashed, limited and synced as they arrive, never held whole."""
+"""Uploads on their way into the blob store: hashed, limited and synced as they arrive, never held whole."""
 
 import hashlib
 from collections.abc import AsyncIterator
@@ -9,9 +9,11 @@ import anyio
 from anyio.to_thread import run_sync
 
 from darkroom.contracts.base import Sha256
+from darkroom.contracts.problems import problem
 from darkroom.errors import PermanentError
 from darkroom.storage import BlobStore, BlobWriter
-from gateway.multipart import MultipartReader, PartBegins, PartData, PartEnds
+from gateway.errors import InvalidFieldsError
+from gateway.multipart import Event, MultipartReader, PartBegins, PartData, PartEnds
 from gateway.sniffing import MEDIA_TYPES, SNIFF_BYTES, sniff
 
 FILE_FIELD = "file"
@@ -57,12 +59,31 @@ async def received_form(
 ) -> AsyncIterator[ReceivedForm]:
     """The form in a request's body, its files synced. Files that were not placed by the end of the block are gone.
 
-    Raises the problems `wrong-content-type`, `malformed-upload`, `too-many-files`, `too-many-fields`,
-    `field-too-large`, `invalid-field`, `image-too-large`, `empty-file`, `unsupported-format` and `no-file`.
+    Raises the problems `wrong-content-type` and `malformed-upload`, and those of `received_parts`.
+    """
+    async with received_parts(_parts_in(body, MultipartReader(content_type)), store, limits) as form:
+        yield form
+
+
+async def _parts_in(body: AsyncIterator[bytes], reader: MultipartReader) -> AsyncIterator[Event]:
+    async for chunk in body:
+        for event in reader.feed(chunk):
+            yield event
+    reader.finish()
+
+
+@asynccontextmanager
+async def received_parts(
+    parts: AsyncIterator[Event], store: BlobStore, limits: FormLimits
+) -> AsyncIterator[ReceivedForm]:
+    """The same from parts, however they arrive.
+
+    Raises the problems `too-many-files`, `too-many-fields`, `field-too-large`, `invalid-field`, `image-too-large`,
+    `empty-file`, `unsupported-format` and `no-file`.
     """
     form, incoming = ReceivedForm(), list[_IncomingFile]()
     try:
-        await _receive(body, MultipartReader(content_type), store, limits, form, incoming)
+        await _receive(parts, store, limits, form, incoming)
         yield form
     finally:
         # A client that hung up has cancelled us: what it left behind goes all the same.
@@ -71,36 +92,33 @@ async def received_form(
 
 
 async def _receive(
-    body: AsyncIterator[bytes],
-    reader: MultipartReader,
+    parts: AsyncIterator[Event],
     store: BlobStore,
     limits: FormLimits,
     form: ReceivedForm,
     incoming: list["_IncomingFile"],
 ) -> None:
     part: _IncomingFile | _IncomingField | None = None
-    async for chunk in body:
-        for event in reader.feed(chunk):
-            match event:
-                case PartBegins(name=name, filename=filename) if name == FILE_FIELD:
-                    if len(incoming) == limits.files:
-                        raise _too_many_files(limits.files)
-                    part = _IncomingFile(store, _checked_filename(filename), len(incoming) + 1, limits.file_bytes)
-                    incoming.append(part)
-                case PartBegins(name=name):
-                    if len(form.fields) == MAX_FIELDS:
-                        raise _too_many_fields()
-                    part = _IncomingField(name)
-                case PartData(data=data) if part is not None:
-                    part.take(data)
-                    if isinstance(part, _IncomingFile) and part.has_chunk:
-                        await run_sync(part.write)
-                case PartEnds() if isinstance(part, _IncomingFile):
-                    part.check_complete()
-                    form.files.append(await run_sync(part.sync))
-                case PartEnds() if isinstance(part, _IncomingField):
-                    form.fields.append((part.name, part.text()))
-    reader.finish()
+    async for event in parts:
+        match event:
+            case PartBegins(name=name, filename=filename) if name == FILE_FIELD:
+                if len(incoming) == limits.files:
+                    raise _too_many_files(limits.files)
+                part = _IncomingFile(store, _checked_filename(filename), len(incoming) + 1, limits.file_bytes)
+                incoming.append(part)
+            case PartBegins(name=name):
+                if len(form.fields) == MAX_FIELDS:
+                    raise _too_many_fields()
+                part = _IncomingField(name)
+            case PartData(data=data) if part is not None:
+                part.take(data)
+                if isinstance(part, _IncomingFile) and part.has_chunk:
+                    await run_sync(part.write)
+            case PartEnds() if isinstance(part, _IncomingFile):
+                part.check_complete()
+                form.files.append(await run_sync(part.sync))
+            case PartEnds() if isinstance(part, _IncomingField):
+                form.fields.append((part.name, part.text()))
     if not form.files:
         raise _no_file()
 
@@ -219,16 +237,19 @@ def _checked_filename(filename: str | None) -> str | None:
 
 def invalid_field(
     name: str, fault: str, *, value: str | int | None = None, limit: str | int | None = None, remedy: str
-) -> PermanentError:
+) -> InvalidFieldsError:
     """A form field's value cannot be accepted; `fault` completes a sentence about it."""
-    return PermanentError.of(
-        "invalid-field",
-        "A field's value cannot be accepted",
-        422,
-        f"The field {name!r} {fault}.",
-        value=value,
-        limit=limit,
-        remedy=remedy,
+    return InvalidFieldsError(
+        problem(
+            "invalid-field",
+            "A field's value cannot be accepted",
+            422,
+            f"The field {name!r} {fault}.",
+            value=value,
+            limit=limit,
+            remedy=remedy,
+        ),
+        [(name, fault)],
     )
 
 

@@ -1,5 +1,8 @@
 """Which picture format a file claims to be, by its first bytes. Nothing is decoded: that is the thumbnailer's alone."""
 
+from darkroom.contracts.base import BlobKey
+from darkroom.storage import BlobStore
+
 SNIFF_BYTES = 256
 """Enough for the list of brands at the start of a HEIC or AVIF file."""
 
@@ -45,3 +48,9 @@ def sniff(head: bytes) -> str | None:
         if brands & _HEIC_BRANDS:
             return "HEIC"
     return None
+
+
+def media_type(store: BlobStore, key: BlobKey) -> str:
+    """The `Content-Type` of a stored blob, by its first bytes; blocks."""
+    head = next(store.read_range(key, 0, SNIFF_BYTES), b"")
+    return MEDIA_TYPES.get(sniff(head) or "", "application/octet-stream")

@@ -13,7 +13,7 @@ from darkroom.contracts.base import BlobKey
 from darkroom.errors import PermanentError
 from darkroom.storage import BlobStore
 from gateway.rest.problems import ProblemResponse
-from gateway.sniffing import MEDIA_TYPES, SNIFF_BYTES, sniff
+from gateway.sniffing import media_type
 
 AT_ONCE_BYTES = 256 * 1024
 """Thumbnails are below it, and go out after one change of threads instead of one for each piece."""
@@ -126,12 +126,10 @@ def _open(store: BlobStore, key: BlobKey, range_header: str | None) -> _Opened:
     """The media type by the blob's first bytes, and the asked part: at once when it is small, else in pieces."""
     size = store.info(key).bytes
     asked = requested_range(range_header, size)
-    head = next(store.read_range(key, 0, SNIFF_BYTES), b"")
-    media_type = MEDIA_TYPES.get(sniff(head) or "", "application/octet-stream")
     part = asked or ByteRange(0, size)
     length = part.stop - part.start
     pieces = _cut(store.read_range(key, part.start), length)
-    return _Opened(media_type, size, asked, b"".join(pieces) if length <= AT_ONCE_BYTES else pieces)
+    return _Opened(media_type(store, key), size, asked, b"".join(pieces) if length <= AT_ONCE_BYTES else pieces)
 
 
 def _cut(pieces: Iterator[bytes], length: int) -> Iterator[bytes]:

@@ -1,25 +1,19 @@
-"""The one place that turns errors into answers: `application/problem+json`, whatever went wrong."""
+"""The one place that turns errors into HTTP answers: `application/problem+json`, whatever went wrong."""
 
-import errno
 from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from psycopg.errors import UndefinedColumn, UndefinedTable
-from pydantic import JsonValue
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from darkroom.contracts.problems import Problem, problem
-from darkroom.errors import BlobMissingError, PermanentError
-from gateway.errors import RETRY_AFTER_S, UnavailableError
+from gateway import problems
+from gateway.errors import RETRY_AFTER_S
 
 MEDIA_TYPE = "application/problem+json"
-MAX_FAULTS = 10
 
 
 class ProblemResponse(JSONResponse):
@@ -64,55 +58,24 @@ _DESCRIPTIONS = {
 
 def install(app: FastAPI) -> None:
     """Makes every error of this application a problem document."""
-    handlers = {
-        PermanentError: _own,
-        UnavailableError: _own,
-        BlobMissingError: _blob_missing,
-        RequestValidationError: _invalid_request,
-        HTTPException: _http,
-        DBAPIError: _database,
-        PoolTimeoutError: _database,
-        OSError: _storage,
-        ClientDisconnect: _disconnected,
-    }
-    for kind, handler in handlers.items():
-        app.add_exception_handler(kind, handler)
+    for kind in problems.FORESEEN:
+        app.add_exception_handler(kind, _foreseen)
+    app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(ClientDisconnect, _disconnected)
 
 
-def _own(request: Request, error: Exception) -> ProblemResponse:
-    if not isinstance(error, PermanentError | UnavailableError):
+def _foreseen(request: Request, error: Exception) -> ProblemResponse:
+    found = problems.problem_of(error)
+    if found is None:
         raise error
-    return ProblemResponse(error.problem)
-
-
-def _blob_missing(request: Request, error: Exception) -> ProblemResponse:
-    return ProblemResponse(
-        problem(
-            "blob-missing",
-            "A picture is missing from the store",
-            503,
-            "The row says that this picture is there, and the blob store does not have it.",
-            remedy="Try again; if it stays so, restore the blob store, or upload the photo again.",
-        )
-    )
+    return ProblemResponse(found)
 
 
 def _invalid_request(request: Request, error: Exception) -> ProblemResponse:
-    faults: list[JsonValue] = []
-    if isinstance(error, RequestValidationError):
-        faults = [
-            f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}" for fault in error.errors()[:MAX_FAULTS]
-        ]
-    return ProblemResponse(
-        problem(
-            "invalid-request",
-            "The request has a value that cannot be accepted",
-            422,
-            "; ".join(map(str, faults)),
-            value=faults,
-            remedy="GET /openapi.json describes every field.",
-        )
-    )
+    if not isinstance(error, RequestValidationError):
+        raise error
+    return ProblemResponse(problems.invalid_request([(f["loc"], f["msg"]) for f in error.errors()]).problem)
 
 
 def _http(request: Request, error: Exception) -> ProblemResponse:
@@ -132,65 +95,6 @@ def _http(request: Request, error: Exception) -> ProblemResponse:
     )
 
 
-def _database(request: Request, error: Exception) -> ProblemResponse:
-    is_away = isinstance(error, OperationalError | InterfaceError | PoolTimeoutError)
-    if isinstance(error, DBAPIError):
-        is_away |= error.connection_invalidated or isinstance(error.orig, UndefinedTable | UndefinedColumn)
-    if not is_away:
-        raise error
-    return ProblemResponse(database_away())
-
-
-def database_away() -> Problem:
-    """PostgreSQL does not answer, or is not migrated."""
-    return problem(
-        "database-unavailable",
-        "The database is away",
-        503,
-        "PostgreSQL does not answer, or has not been migrated.",
-        remedy="Send the same request again, with the same Idempotency-Key if it is an upload.",
-    )
-
-
-def results_away() -> Problem:
-    """Redis does not answer."""
-    return problem(
-        "results-unavailable",
-        "The result store is away",
-        503,
-        "Redis, which holds the results of tasks, does not answer.",
-        remedy="Try again; uploads go on being accepted meanwhile.",
-    )
-
-
-def _storage(request: Request, error: Exception) -> ProblemResponse:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ProblemResponse(storage_full())
-    return ProblemResponse(storage_away())
-
-
-def storage_full() -> Problem:
-    """The blob store has no room left."""
-    return problem(
-        "storage-full",
-        "The blob store is full",
-        507,
-        "There is no room for this upload; nothing of it was stored.",
-        remedy="Make room or enlarge the disk, then send the request again.",
-    )
-
-
-def storage_away() -> Problem:
-    """The blob store cannot be read or written."""
-    return problem(
-        "storage-unavailable",
-        "The blob store is away",
-        503,
-        "The blob store cannot be read or written.",
-        remedy="Send the same request again.",
-    )
-
-
 def _disconnected(request: Request, error: Exception) -> ProblemResponse:
     return ProblemResponse(  # nobody reads it, but the log shows why the request ended
         problem("client-disconnected", "The client hung up", 400, "The client hung up before its request was complete.")
@@ -198,13 +102,5 @@ def _disconnected(request: Request, error: Exception) -> ProblemResponse:
 
 
 def internal_error() -> ProblemResponse:
-    """The answer to what no handler knows: nothing of the cause, which the log has."""
-    return ProblemResponse(
-        problem(
-            "internal-error",
-            "An error in Darkroom",
-            500,
-            "Something went wrong that should not; the gateway's log has the cause.",
-            remedy="Try again, and report it if it stays so.",
-        )
-    )
+    """The answer to what no handler knows."""
+    return ProblemResponse(problems.internal_error())

@@ -1,26 +1,23 @@
 """How the system does: health, ledger, tasks, status, reports."""
 
 import asyncio
-import json
 import logging
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query
 from redis.exceptions import RedisError
-from sqlalchemy import Row
 from sqlalchemy.exc import SQLAlchemyError
 
 from darkroom.database import dispatch, images, upkeep, vectors
-from darkroom.errors import PermanentError
 from darkroom.storage import BlobStore
+from gateway import library
 from gateway.bootstrap import Gateway
 from gateway.errors import UnavailableError
-from gateway.rest.dependencies import FromGateway
-from gateway.rest.models import (
+from gateway.models import (
     DispatcherStatus,
     Health,
     Job,
@@ -31,16 +28,15 @@ from gateway.rest.models import (
     Reports,
     SystemStatus,
     Task,
-    TaskError,
 )
-from gateway.rest.problems import answers_with, database_away, results_away, storage_away
+from gateway.problems import database_away, storage_away
+from gateway.rest.dependencies import FromGateway
+from gateway.rest.problems import answers_with
+from gateway.tasks import ANSWER_S, find_task
 
 log = logging.getLogger(__name__)
 
 router = APIRouter(tags=["system"])
-
-RESULTS_S = 1.0
-"""Longest that an answer waits for Redis, which takes a millisecond when it is well."""
 
 
 @router.get("/healthz")
@@ -74,8 +70,7 @@ async def readyz(gateway: FromGateway) -> Readiness:
 @router.get("/v1/ledger", responses=answers_with())
 async def ledger(gateway: FromGateway) -> Ledger:
     """How many images were accepted, and what became of them."""
-    async with gateway.engine.connect() as connection:
-        return Ledger(**await connection.run_sync(images.read_ledger))
+    return await library.read_ledger(gateway.engine)
 
 
 @router.get("/v1/status", responses=answers_with())
@@ -112,58 +107,8 @@ async def reports(gateway: FromGateway, limit: Annotated[int, Query(ge=1, le=200
 @router.get("/v1/tasks/{task_id}", responses=answers_with(404, 410))
 async def task(gateway: FromGateway, task_id: UUID) -> Task:
     """One task's state and result."""
-    async with gateway.engine.connect() as connection:
-        row = await connection.run_sync(images.find_task, task_id)
-    if row is None:
-        raise PermanentError.of(
-            "task-not-found",
-            "There is no such task",
-            404,
-            f"No task with the id {task_id} was ever issued, or it was so long ago that this is forgotten.",
-            value=str(task_id),
-            remedy="Take a task id from an image's `tasks`.",
-        )
-    try:
-        async with asyncio.timeout(RESULTS_S):
-            stored = await gateway.results.get(f"celery-task-meta-{task_id}")
-    except (RedisError, OSError) as error:  # a timeout is one, too
-        raise UnavailableError(results_away()) from error
-    return describe_task(row, stored, datetime.now(UTC), timedelta(seconds=gateway.settings.result_expires_s))
-
-
-def describe_task(row: Row[Any], stored: bytes | str | None, now: datetime, result_expires: timedelta) -> Task:
-    """The task in a row of `find_task` and in what Celery stored of it, if it did; raises `task-expired`."""
-    if stored is not None:
-        meta = json.loads(stored)
-        state, result = meta["status"], meta.get("result")
-        if state not in ("FAILURE", "RETRY", "REVOKED"):
-            return Task(task_id=row.id, name=row.name, state=state, result=_answer_of(state, result), error=None)
-        error = result if isinstance(result, dict) else {}
-        text = error.get("exc_message", result)
-        message = " ".join(str(part) for part in text) if isinstance(text, list) else str(text)
-        failure = TaskError(type=str(error.get("exc_type", state)), message=message)
-        return Task(task_id=row.id, name=row.name, state=state, result=None, error=failure)
-    if row.original_status in ("accepted", "processing"):
-        return Task(task_id=row.id, name=row.name, state="PENDING", result=None, error=None)
-    if now - row.issued_at > result_expires:
-        raise PermanentError.of(
-            "task-expired",
-            "The task's result has expired",
-            410,
-            f"The task {row.id} was issued at {row.issued_at.isoformat()}; results are kept for "
-            f"{result_expires.total_seconds():g} s.",
-            value=str(row.id),
-            limit=round(result_expires.total_seconds()),
-            remedy="Look at the image: GET /v1/images/{id}.",
-        )
-    # Its result was dropped early, by the join that used it; or it never ran, because a step before it failed.
-    state = "SUCCESS" if row.original_status == "ready" else "REVOKED" if row.original_status else "PENDING"
-    return Task(task_id=row.id, name=row.name, state=state, result=None, error=None)
-
-
-def _answer_of(state: str, result: Any) -> Any:
-    # While it runs, Celery keeps the worker's process id and host name there.
-    return result if state == "SUCCESS" else None
+    expires = timedelta(seconds=gateway.settings.result_expires_s)
+    return await find_task(gateway.engine, gateway.results, task_id, expires)
 
 
 def _write(store: BlobStore) -> None:
@@ -176,7 +121,7 @@ def _write(store: BlobStore) -> None:
 
 async def _answers(gateway: Gateway) -> bool:
     try:
-        async with asyncio.timeout(RESULTS_S):
+        async with asyncio.timeout(ANSWER_S):
             await gateway.results.ping()
     except (RedisError, OSError):
         return False

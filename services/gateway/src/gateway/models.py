@@ -1,4 +1,4 @@
-"""What the REST calls take and answer. Paths and fields are a contract: fields may be added, never changed."""
+"""What the calls take and answer, over REST and over gRPC. It is a contract: fields may be added, never changed."""
 
 import base64
 import binascii
@@ -214,6 +214,15 @@ class SearchRequest(BaseModel):
         if (self.text is None) == (self.image_id is None):
             raise ValueError("give exactly one of text and image_id")
         return self
+
+
+class PictureSearch(BaseModel):
+    """What may be said beside an uploaded picture to search by."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(10, ge=1, le=100)
+    filter: SearchFilter = SearchFilter()
 
 
 class Hit(BaseModel):

@@ -1,0 +1,143 @@
+"""The one place that says which problem an error is, whatever went wrong and over whichever face it is told."""
+
+import errno
+from collections.abc import Sequence
+from typing import TypeVar
+
+from psycopg.errors import UndefinedColumn, UndefinedTable
+from pydantic import BaseModel, ValidationError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from darkroom.contracts.problems import Problem, problem
+from darkroom.errors import BlobMissingError, PermanentError
+from gateway.errors import InvalidFieldsError, UnavailableError
+
+MAX_FAULTS = 10
+
+FORESEEN = (PermanentError, UnavailableError, BlobMissingError, DBAPIError, PoolTimeoutError, OSError)
+"""The errors of which `problem_of` may know the problem."""
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def problem_of(error: BaseException) -> Problem | None:
+    """What a client is told about an error; none for one that should not have happened."""
+    match error:
+        case PermanentError() | UnavailableError():
+            return error.problem
+        case BlobMissingError():
+            return blob_missing()
+        case DBAPIError() | PoolTimeoutError():
+            return database_away() if _is_away(error) else None
+        case OSError():
+            return storage_full() if error.errno in (errno.ENOSPC, errno.EDQUOT) else storage_away()
+    return None
+
+
+def _is_away(error: DBAPIError | PoolTimeoutError) -> bool:
+    if isinstance(error, OperationalError | InterfaceError | PoolTimeoutError):
+        return True
+    return error.connection_invalidated or isinstance(error.orig, UndefinedTable | UndefinedColumn)
+
+
+def read(model: type[ModelT], values: object) -> ModelT:
+    """The values as a request; raises `invalid-request` when one of them cannot be accepted."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise _unfit(error) from error
+
+
+def read_json(model: type[ModelT], text: str) -> ModelT:
+    """The same for values that are JSON text."""
+    try:
+        return model.model_validate_json(text)
+    except ValidationError as error:
+        raise _unfit(error) from error
+
+
+def _unfit(error: ValidationError) -> InvalidFieldsError:
+    return invalid_request([(fault["loc"], fault["msg"]) for fault in error.errors()])
+
+
+def invalid_request(faults: Sequence[tuple[Sequence[int | str], str]]) -> InvalidFieldsError:
+    """Values do not fit the schema; each fault is a path to the value and what is wrong with it."""
+    told = [(".".join(map(str, path)), fault) for path, fault in faults[:MAX_FAULTS]]
+    return InvalidFieldsError(
+        problem(
+            "invalid-request",
+            "The request has a value that cannot be accepted",
+            422,
+            "; ".join(f"{path}: {fault}" for path, fault in told),
+            value=[f"{path}: {fault}" for path, fault in told],
+            remedy="GET /openapi.json describes every field.",
+        ),
+        told,
+    )
+
+
+def blob_missing() -> Problem:
+    """A row promises bytes that are not in the store."""
+    return problem(
+        "blob-missing",
+        "A picture is missing from the store",
+        503,
+        "The row says that this picture is there, and the blob store does not have it.",
+        remedy="Try again; if it stays so, restore the blob store, or upload the photo again.",
+    )
+
+
+def database_away() -> Problem:
+    """PostgreSQL does not answer, or is not migrated."""
+    return problem(
+        "database-unavailable",
+        "The database is away",
+        503,
+        "PostgreSQL does not answer, or has not been migrated.",
+        remedy="Send the same request again, with the same Idempotency-Key if it is an upload.",
+    )
+
+
+def results_away() -> Problem:
+    """Redis does not answer."""
+    return problem(
+        "results-unavailable",
+        "The result store is away",
+        503,
+        "Redis, which holds the results of tasks, does not answer.",
+        remedy="Try again; uploads go on being accepted meanwhile.",
+    )
+
+
+def storage_full() -> Problem:
+    """The blob store has no room left."""
+    return problem(
+        "storage-full",
+        "The blob store is full",
+        507,
+        "There is no room for this upload; nothing of it was stored.",
+        remedy="Make room or enlarge the disk, then send the request again.",
+    )
+
+
+def storage_away() -> Problem:
+    """The blob store cannot be read or written."""
+    return problem(
+        "storage-unavailable",
+        "The blob store is away",
+        503,
+        "The blob store cannot be read or written.",
+        remedy="Send the same request again.",
+    )
+
+
+def internal_error() -> Problem:
+    """What is told of an error that nobody foresaw: nothing of the cause, which the log has."""
+    return problem(
+        "internal-error",
+        "An error in Darkroom",
+        500,
+        "Something went wrong that should not; the gateway's log has the cause.",
+        remedy="Try again, and report it if it stays so.",
+    )
