@@ -17,7 +17,7 @@ from darkroom_cli.uploading import Journal, upload_files
 TIMEOUT_S = 300.0
 HITS = 3
 
-TEXTS = {"a red star": "red-star.gif", "green square": "green-square-cut-out.png"}
+TEXTS = {"a red circle": "red-circle-turned.jpg", "blue star": "blue-star.webp"}
 """The searches by text, and the sample that each must find first."""
 
 PICTURE_QUERY = ("turquoise", "drop")
