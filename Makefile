@@ -5,8 +5,10 @@ BIN := $(VENV)/bin
 PACKAGES := ./shared[database] services/gateway services/thumbnailer services/embedder services/scheduler cli[local]
 EDITABLE := $(foreach package,$(PACKAGES),-e $(package))
 SOURCES := $(wildcard shared/pyproject.toml services/*/pyproject.toml cli/pyproject.toml) constraints.txt
+PROTO := shared/src/darkroom/rpc/v1/darkroom.proto
+OUT := shared/src
 
-.PHONY: demo up test check servers clean
+.PHONY: demo up test check servers proto clean
 
 demo: $(VENV)/.installed  ## Start everything on this machine, upload samples, search them. ARGS=--exit ends by itself.
 	$(BIN)/darkroom demo $(ARGS)
@@ -22,6 +24,9 @@ check: $(VENV)/.installed-dev  ## Style, types and walls, in seconds.
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
+
+proto: $(VENV)/.installed-dev  ## The code that is generated from darkroom.proto, again. OUT=folder writes it elsewhere.
+	$(BIN)/python -m grpc_tools.protoc -I shared/src --python_out=$(OUT) --pyi_out=$(OUT) --grpc_python_out=$(OUT) $(PROTO)
 
 servers:  ## RabbitMQ for the tests: found, or installed on Debian as root, or the command to run is printed.
 	@sh tests/install-rabbitmq.sh

@@ -142,6 +142,7 @@ def service_env(database_url: str, redis_url: str, blob_url: str, broker_url: st
         "DARKROOM_RESULT_URL": redis_url,
         "DARKROOM_BROKER_URL": broker_url,
         "DARKROOM_BLOB_URL": blob_url,
+        "DARKROOM_GRPC_PORT": "0",
         "HF_HUB_OFFLINE": "1",
     }
 

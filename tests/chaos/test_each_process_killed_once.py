@@ -40,7 +40,16 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]
         "DARKROOM_TASK_HARD_LIMIT_S": "10",
         "HF_HUB_OFFLINE": "1",
     }
-    command = [Path(sys.executable).with_name("darkroom"), "up", "--broker", "rabbitmq", "--http-port", str(port)]
+    command = [
+        Path(sys.executable).with_name("darkroom"),
+        "up",
+        "--broker",
+        "rabbitmq",
+        "--http-port",
+        str(port),
+        "--grpc-port",
+        str(reserve_port()),
+    ]
     log = (data_dir / "up.log").open("wb")
     up = subprocess.Popen([*command, "--data-dir", data_dir], env=env, stdout=log, stderr=subprocess.STDOUT)
     try:

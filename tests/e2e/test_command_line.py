@@ -33,7 +33,18 @@ def url(folder: Path) -> Iterator[str]:
     """A running Darkroom; at the end it must stop in good order."""
     port = reserve_port()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DARKROOM_")}
-    command = [DARKROOM, "up", "--data-dir", folder / "data", "--http-port", str(port), "--workers", "1"]
+    command = [
+        DARKROOM,
+        "up",
+        "--data-dir",
+        folder / "data",
+        "--http-port",
+        str(port),
+        "--grpc-port",
+        str(reserve_port()),
+        "--workers",
+        "1",
+    ]
     with (folder / "up.log").open("w") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
     assert process.stdout is not None

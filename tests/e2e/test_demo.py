@@ -22,7 +22,17 @@ def test_the_demo_takes_every_sample_through_finds_them_and_leaves_nothing_behin
     with tempfile.TemporaryDirectory(prefix="dr-") as folder:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("DARKROOM_")}
         done = subprocess.run(
-            [DARKROOM, "demo", "--exit", "--broker", broker, "--http-port", str(port)],
+            [
+                DARKROOM,
+                "demo",
+                "--exit",
+                "--broker",
+                broker,
+                "--http-port",
+                str(port),
+                "--grpc-port",
+                str(reserve_port()),
+            ],
             capture_output=True,
             text=True,
             env=environment | {"TMPDIR": folder, "HF_HUB_OFFLINE": "1"},

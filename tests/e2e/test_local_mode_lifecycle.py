@@ -41,7 +41,18 @@ def start_up(folder: Path, port: int) -> Iterator[Callable[[], subprocess.Popen[
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DARKROOM_")}
 
     def start() -> subprocess.Popen[str]:
-        command = [DARKROOM, "up", "--data-dir", folder / "data", "--http-port", str(port), "--workers", "1"]
+        command = [
+            DARKROOM,
+            "up",
+            "--data-dir",
+            folder / "data",
+            "--http-port",
+            str(port),
+            "--grpc-port",
+            str(reserve_port()),
+            "--workers",
+            "1",
+        ]
         with (folder / "up.log").open("a") as log:
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
         started.append(process)

@@ -37,6 +37,7 @@ class LocalOptions:
 
     data_dir: Path = DEFAULT_DATA_DIR
     http_port: int = 8000
+    grpc_port: int = 50_051
     broker: str = "embedded"
     workers: int | None = None
     """Slots of each lane's thumbnailer; None: one for each core."""
@@ -113,7 +114,12 @@ def service_environment(
         for name in DATABASE_SETTINGS:
             environment.pop(name, None)
     if service.name == "gateway":
-        environment |= {"DARKROOM_HTTP_HOST": LOOPBACK, "DARKROOM_HTTP_PORT": str(options.http_port)}
+        environment |= {
+            "DARKROOM_HTTP_HOST": LOOPBACK,
+            "DARKROOM_HTTP_PORT": str(options.http_port),
+            "DARKROOM_GRPC_HOST": LOOPBACK,
+            "DARKROOM_GRPC_PORT": str(options.grpc_port),
+        }
     if service.name.startswith("thumbnailer") and options.workers is not None:
         environment["DARKROOM_WORKER_CONCURRENCY"] = str(options.workers)
     return environment
@@ -131,7 +137,8 @@ def running(options: LocalOptions, steps: Steps) -> Iterator[Supervisor]:
     SIGTERM and SIGINT raise StopRequested in the block. Raises ServerError when something cannot start.
     """
     with Supervisor(options.data_dir) as supervisor:
-        _require_free(options.http_port)
+        _require_free(options.http_port, "--http-port")
+        _require_free(options.grpc_port, "--grpc-port")
         if is_url(options.broker):
             _require_answer(options.broker)
         endpoints = _start_servers(options, supervisor, steps)
@@ -236,10 +243,10 @@ def _takes_photos(url: str) -> bool:
         return False
 
 
-def _require_free(port: int) -> None:
+def _require_free(port: int, option: str) -> None:
     if not is_free(port):
         raise ServerError(
-            f"port {port} of {LOOPBACK} is in use: stop what listens there or choose another with --http-port"
+            f"port {port} of {LOOPBACK} is in use: stop what listens there or choose another with {option}"
         )
 
 

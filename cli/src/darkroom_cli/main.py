@@ -89,6 +89,9 @@ def local_options(function: FunctionT) -> FunctionT:
             help="embedded: Redis; rabbitmq: a private node of the installed one; URL: amqp://… of one that runs.",
         ),
         click.option(
+            "--grpc-port", default=50_051, show_default=True, type=click.IntRange(1, 65_535), help="Of the gRPC API."
+        ),
+        click.option(
             "--http-port", default=8000, show_default=True, type=click.IntRange(1, 65_535), help="Of the REST API."
         ),
     ):
@@ -115,9 +118,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print what t
 @main.command()
 @data_dir_option
 @local_options
-def up(data_dir: Path, http_port: int, broker: str, workers: int | None) -> None:
+def up(data_dir: Path, http_port: int, grpc_port: int, broker: str, workers: int | None) -> None:
     """Run everything on this machine until Ctrl-C."""
-    options = LocalOptions(data_dir, http_port, broker, workers)
+    options = LocalOptions(data_dir, http_port, grpc_port, broker, workers)
     _announce(options)
     with suppress(StopRequested), running(options, rendering.ConsoleSteps(err)) as supervisor:
         _say_ready(options)
@@ -135,7 +138,13 @@ def up(data_dir: Path, http_port: int, broker: str, workers: int | None) -> None
 )
 @local_options
 def demo(
-    is_over_after: bool, is_opened: bool, data_dir: Path | None, http_port: int, broker: str, workers: int | None
+    is_over_after: bool,
+    is_opened: bool,
+    data_dir: Path | None,
+    http_port: int,
+    grpc_port: int,
+    broker: str,
+    workers: int | None,
 ) -> None:
     """Run everything on this machine, upload sample pictures and search them."""
     try:
@@ -147,7 +156,7 @@ def demo(
     is_temporary = data_dir is None and is_over_after
     if data_dir is None:
         data_dir = Path(tempfile.mkdtemp(prefix="darkroom-")) if is_over_after else DEFAULT_DATA_DIR / "demo"
-    options = LocalOptions(data_dir, http_port, broker, workers)
+    options = LocalOptions(data_dir, http_port, grpc_port, broker, workers)
     _announce(options)
     wrong = ["it was stopped before its end"]
     try:

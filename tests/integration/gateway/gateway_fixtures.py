@@ -28,6 +28,7 @@ def settings_with(database_url: str, blob_url: str) -> Callable[..., GatewaySett
             "blob_url": blob_url,
             "broker_url": f"amqp://guest:guest@{nobody}//",
             "result_url": f"redis://{nobody}/0",
+            "grpc_port": 0,
             "dispatcher_enabled": False,
             "relay_enabled": False,
         }

@@ -1,9 +1,10 @@
-"""A gateway in this process, on real servers, reached over real HTTP."""
+"""A gateway in this process, on real servers, reached over real HTTP and gRPC."""
 
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from darkroom.contracts.tasks import TaskContract
 from darkroom_cli.servers import ChildProcess
 from darkroom_cli.servers.ports import reserve_port
 from gateway.bootstrap import Gateway
+from gateway.grpc.server import listening
+from gateway.main import Server
 from gateway.rest.app import create_app
 from gateway.settings import GatewaySettings
 
@@ -37,6 +40,11 @@ class Served:
         """What it consists of."""
         return self.app.state.gateway
 
+    @property
+    def grpc_target(self) -> str:
+        """Where its gRPC face listens."""
+        return f"127.0.0.1:{self.app.state.rpc.port}"
+
     def upload(self, *contents: bytes, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
         """The answer to an upload of these files, named `photo-0.jpg` and so on."""
         files = [("file", (f"photo-{n}.jpg", content)) for n, content in enumerate(contents)]
@@ -51,12 +59,11 @@ class Served:
 
 @contextmanager
 def serving(settings: GatewaySettings) -> Iterator[Served]:
-    """A gateway under uvicorn in a thread. Every answer is compared with what OpenAPI declares."""
-    app = create_app(settings)
+    """A gateway under uvicorn in a thread, gRPC beside REST. Every answer is compared with what OpenAPI declares."""
+    app = create_app(settings, partial(listening, grace_s=5))
     port = reserve_port()
-    server = uvicorn.Server(
-        uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, timeout_graceful_shutdown=5)
-    )
+    config = uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, timeout_graceful_shutdown=5)
+    server = Server(app, config)
     thread = threading.Thread(target=server.run, name="uvicorn", daemon=True)
     thread.start()
     url = f"http://127.0.0.1:{port}"

@@ -377,6 +377,7 @@ def process(database_url: str, blob_url: str, tmp_path: Path) -> Iterator[tuple[
         "DARKROOM_BROKER_URL": f"amqp://127.0.0.1:{nobody}//",
         "DARKROOM_RESULT_URL": f"redis://127.0.0.1:{nobody}/0",
         "DARKROOM_HTTP_PORT": str(port),
+        "DARKROOM_GRPC_PORT": "0",
     }
     log = tmp_path / "gateway.log"
     child = ChildProcess([str(Path(sys.executable).with_name("darkroom-gateway"))], log=log, env=env)

@@ -14,7 +14,7 @@ ENDPOINTS = Endpoints(
     "file:///b",
     Path("/pg"),
 )
-OPTIONS = LocalOptions(Path("data"), http_port=8123, workers=3)
+OPTIONS = LocalOptions(Path("data"), http_port=8123, grpc_port=8124, workers=3)
 
 
 def environment_of(name: str, inherited: dict[str, str] | None = None) -> dict[str, str]:
@@ -53,6 +53,8 @@ def test_what_the_user_has_set_is_passed_on_but_never_leads_elsewhere():
 def test_the_port_and_the_slots_are_as_asked_for():
     assert environment_of("gateway")["DARKROOM_HTTP_PORT"] == "8123"
     assert environment_of("gateway")["DARKROOM_HTTP_HOST"] == "127.0.0.1"
+    assert environment_of("gateway")["DARKROOM_GRPC_PORT"] == "8124"
+    assert environment_of("gateway")["DARKROOM_GRPC_HOST"] == "127.0.0.1"
     assert environment_of("thumbnailer-bulk")["DARKROOM_WORKER_CONCURRENCY"] == "3"
     assert "DARKROOM_WORKER_CONCURRENCY" not in environment_of("finalize")
 

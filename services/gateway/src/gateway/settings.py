@@ -22,6 +22,10 @@ class GatewaySettings(
     """Loopback: whoever reaches the gateway may see and delete everything."""
     http_port: int = Field(8000, ge=0, le=65_535)
     """0: any free port; the log says which."""
+    grpc_host: str = "127.0.0.1"
+    """Loopback, for the same reason."""
+    grpc_port: int = Field(50_051, ge=0, le=65_535)
+    """0: any free port; the log says which."""
     search_timeout_ms: int = Field(10_000, ge=1)
     """A query waits for at most the batch being computed: 16 of ViT-B/32 in float32 on one core are 2 s."""
     dispatcher_enabled: bool = True

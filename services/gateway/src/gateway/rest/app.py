@@ -2,27 +2,33 @@
 
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.bootstrap import running
+from gateway.bootstrap import Gateway, running
 from gateway.rest import images, pages, problems, searches, system
 from gateway.settings import GatewaySettings
 
 log = logging.getLogger(__name__)
 
 
-def create_app(settings: GatewaySettings) -> FastAPI:
-    """The application; its threads and connections live as long as its lifespan."""
+def create_app(
+    settings: GatewaySettings, beside: Callable[[Gateway], AbstractAsyncContextManager[Any]] | None = None
+) -> FastAPI:
+    """The application; its threads and connections live as long as its lifespan.
+
+    `beside` serves the same gateway over something else, and drains when it is left.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with running(settings) as gateway:
-            app.state.gateway = gateway
+        async with running(settings) as gateway, beside(gateway) if beside else nullcontext() as rpc:
+            app.state.gateway, app.state.rpc = gateway, rpc
             yield
 
     app = FastAPI(

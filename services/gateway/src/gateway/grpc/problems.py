@@ -1,0 +1,158 @@
+"""The one place that turns errors into gRPC answers: a rich status for whatever went wrong, and a log line a call."""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import anyio
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+from grpc_status import rpc_status
+
+from darkroom.contracts.problems import Problem
+from gateway.errors import RETRY_AFTER_S, InvalidFieldsError
+from gateway.problems import internal_error, problem_of
+
+log = logging.getLogger(__name__)
+
+DOMAIN = "darkroom.example"
+"""As in the problem types: a name, not an address."""
+
+MAX_METADATA_CHARACTERS = 500
+"""Of one value in the error details: all of them travel in trailing headers, of which most clients accept 8 KiB."""
+
+_CODES = {
+    404: grpc.StatusCode.NOT_FOUND,
+    409: grpc.StatusCode.FAILED_PRECONDITION,
+    410: grpc.StatusCode.NOT_FOUND,
+    416: grpc.StatusCode.OUT_OF_RANGE,
+    503: grpc.StatusCode.UNAVAILABLE,
+    507: grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+
+AnswerT = TypeVar("AnswerT")
+
+
+def code_of(problem: Problem) -> grpc.StatusCode:
+    """The status code that says the same as the problem's HTTP status, as far as one does."""
+    fallback = grpc.StatusCode.INVALID_ARGUMENT if problem.status < 500 else grpc.StatusCode.INTERNAL
+    return _CODES.get(problem.status, fallback)
+
+
+def rich_status(problem: Problem, violations: tuple[tuple[str, str], ...] = ()) -> Status:
+    """The status with all that a problem says; `violations` are the fields at fault, each with what is wrong."""
+    told = {"value": problem.value, "limit": problem.limit, "remedy": problem.remedy, "file": problem.file}
+    metadata = {name: _text(value) for name, value in told.items() if value is not None}
+    details: list[Message] = [ErrorInfo(reason=problem.slug, domain=DOMAIN, metadata=metadata)]
+    if violations:
+        faults = [BadRequest.FieldViolation(field=name, description=_text(fault)) for name, fault in violations]
+        details.append(BadRequest(field_violations=faults))
+    code = code_of(problem)
+    if code is grpc.StatusCode.UNAVAILABLE:
+        details.append(RetryInfo(retry_delay=Duration(seconds=RETRY_AFTER_S)))
+    return Status(code=code.value[0], message=problem.detail, details=[_packed(detail) for detail in details])
+
+
+def _text(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= MAX_METADATA_CHARACTERS else text[: MAX_METADATA_CHARACTERS - 1] + "…"
+
+
+def _packed(detail: Message) -> AnyMessage:
+    packed = AnyMessage()
+    packed.Pack(detail)
+    return packed
+
+
+class Answers(grpc.aio.ServerInterceptor):
+    """Gives every call of a service its answer, whatever happens, and writes one log line for it."""
+
+    def __init__(self, service: str) -> None:
+        self._prefix = f"/{service}/"
+
+    async def intercept_service(
+        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], call: grpc.HandlerCallDetails
+    ) -> Any:
+        """The call's handler, in this wrapping."""
+        handler = await continuation(call)
+        if handler is None or not call.method.startswith(self._prefix):
+            return handler
+        coding = (handler.request_deserializer, handler.response_serializer)
+        match handler.request_streaming, handler.response_streaming:
+            case False, False:
+                return grpc.unary_unary_rpc_method_handler(_one(call.method, handler.unary_unary), *coding)
+            case True, False:
+                return grpc.stream_unary_rpc_method_handler(_one(call.method, handler.stream_unary), *coding)
+            case False, True:
+                return grpc.unary_stream_rpc_method_handler(_many(call.method, handler.unary_stream), *coding)
+        return grpc.stream_stream_rpc_method_handler(_many(call.method, handler.stream_stream), *coding)
+
+
+def _one(method: str, handler: Callable[[Any, Any], Awaitable[AnswerT]]) -> Callable[[Any, Any], Awaitable[AnswerT]]:
+    async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AnswerT:
+        async with _told(method, context):
+            return await _gently(handler(request, context))
+
+    return answer
+
+
+def _many(
+    method: str, handler: Callable[[Any, Any], AsyncIterator[AnswerT]]
+) -> Callable[[Any, Any], AsyncIterator[AnswerT]]:
+    async def answers(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[AnswerT]:
+        async with _told(method, context):
+            async for message in handler(request, context):
+                yield message
+
+    return answers
+
+
+@asynccontextmanager
+async def _told(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
+    started, code = time.monotonic(), grpc.StatusCode.OK
+    try:
+        yield
+    except (asyncio.CancelledError, GeneratorExit):
+        code = grpc.StatusCode.CANCELLED  # by the client or by its deadline
+        raise
+    except Exception as error:
+        problem = problem_of(error)
+        if problem is None:
+            log.exception("grpc.error", extra={"method": method})
+            problem = internal_error()
+        code = code_of(problem)
+        violations = error.violations if isinstance(error, InvalidFieldsError) else ()
+        status = rpc_status.to_status(rich_status(problem, violations))
+        await context.abort(status.code, status.details, status.trailing_metadata)
+    finally:
+        duration_s = round(time.monotonic() - started, 4)
+        log.info("grpc.call", extra={"method": method, "code": code.name, "duration_s": duration_s})
+
+
+async def _gently(work: Awaitable[AnswerT]) -> AnswerT:
+    """What `work` answers; when the call is cancelled, so is it, as far as it lets itself be.
+
+    gRPC cancels a call's task outright, also while it waits for a thread, which would go on writing behind our back.
+    Through a task group the cancellation becomes one that anyio's shields hold up until the thread has ended.
+    """
+    answers, errors = list[AnswerT](), list[Exception]()
+
+    async def run() -> None:
+        try:
+            answers.append(await work)
+        except Exception as error:
+            errors.append(error)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(run)
+    if errors:
+        raise errors[0]
+    return answers[0]

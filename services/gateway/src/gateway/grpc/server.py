@@ -1,0 +1,88 @@
+"""The gRPC server: in the gateway's own process and event loop, beside REST."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc
+from grpc_health.v1.health_pb2 import DESCRIPTOR as HEALTH
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
+from grpc_reflection.v1alpha import reflection
+
+from darkroom.errors import ConfigurationError
+from darkroom.rpc.v1.darkroom_pb2 import DESCRIPTOR
+from darkroom.rpc.v1.darkroom_pb2_grpc import add_DarkroomServicer_to_server
+from gateway.bootstrap import Gateway
+from gateway.grpc.health import Health
+from gateway.grpc.problems import Answers
+from gateway.grpc.service import DarkroomService
+
+log = logging.getLogger(__name__)
+
+SERVICE = DESCRIPTOR.services_by_name["Darkroom"].full_name
+
+MAX_MESSAGE_BYTES = 4 * 2**20
+"""Either way. A chunk should have 256 KiB; the longest answer, 200 images, has about 400 KiB."""
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # Two gateways on one port would share its calls by chance: the second one must fail instead.
+    ("grpc.so_reuseport", 0),
+    # A client that vanished without a word is found out after a minute and a half.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # Clients may ping every 10 s, to keep a load balancer's connection open; more often is taken for an attack.
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+)
+
+
+class RpcServer:
+    """One listening server; made and ended in the event loop that serves it."""
+
+    def __init__(self, gateway: Gateway, grace_s: float) -> None:
+        self._grace_s = grace_s
+        self._health = Health(SERVICE)
+        self._ending: asyncio.Task[None] | None = None
+        self._server = grpc.aio.server(interceptors=(Answers(SERVICE),), options=_OPTIONS)
+        add_DarkroomServicer_to_server(DarkroomService(gateway), self._server)
+        add_HealthServicer_to_server(self._health, self._server)
+        names = (SERVICE, HEALTH.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        host, port = gateway.settings.grpc_host, gateway.settings.grpc_port
+        try:
+            self.port = self._server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        except RuntimeError as error:
+            raise ConfigurationError(
+                f"gRPC cannot listen on port {port} of {host}: end what listens there, or set DARKROOM_GRPC_PORT"
+            ) from error
+
+    async def start(self) -> None:
+        """Serves from now on."""
+        await self._server.start()
+        log.info("grpc.listening", extra={"port": self.port})
+
+    def begin_draining(self) -> None:
+        """Refuses new calls from now on, and cuts off those in flight after the grace time. Health says NOT_SERVING."""
+        if self._ending is None:
+            self._health.drain()
+            self._ending = asyncio.ensure_future(self._server.stop(self._grace_s))
+
+    async def drain(self) -> None:
+        """Begins it if it has not begun, and returns when the last call has ended."""
+        self.begin_draining()
+        if self._ending is not None:
+            await self._ending
+
+
+@asynccontextmanager
+async def listening(gateway: Gateway, grace_s: float) -> AsyncIterator[RpcServer]:
+    """A server that listens inside the block."""
+    server = RpcServer(gateway, grace_s)
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.drain()

@@ -1,0 +1,1 @@
+"""Interfaces for remote procedure calls, one package for each version."""

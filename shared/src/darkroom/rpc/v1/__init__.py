@@ -1,0 +1,1 @@
+"""The gRPC interface: `darkroom.proto`, and what `make proto` generates from it."""
