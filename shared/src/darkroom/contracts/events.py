@@ -21,7 +21,7 @@ class EventType(StrEnum):
 
 
 class Event(Message):
-    """One event. `id` rises without gaps in the order of publication; consumers that saw it before may drop it."""
+    """One event. `id` rises in the order of publication, at times by more than 1; one that was seen may be dropped."""
 
     version: int = 1
     id: int = Field(ge=1)
