@@ -175,9 +175,10 @@ def test_data_in_use_is_refused_and_left_alone(
 ) -> None:
     monkeypatch.setattr(process_module, "LOCK_WAIT_S", 0.1)
     monkeypatch.setattr(postgres_module, "LOCK_WAIT_S", 0.1)
-    with running(kind(tmp_path / "server")) as server:
+    folder = tmp_path / ("long-" * 20)  # PostgreSQL's socket has a folder elsewhere then
+    with running(kind(folder)) as server:
         with pytest.raises(ServerError, match="in use by another process"):
-            kind(tmp_path / "server").start()
+            kind(folder).start()
         keep(server, "still here")
         assert kept(server) == ["still here"]
 

@@ -122,11 +122,14 @@ def test_a_restart_sends_no_job_twice_and_a_missed_one_once(
     redis, heartbeat = Redis.from_url(redis_url), tmp_path / "heartbeat"
 
     def lead_once() -> list[str]:
-        """What a beat that is started, leads for a tick and ends sends."""
+        """What a beat that is started, leads until nothing is due, and ends sends."""
         own = sync_engine(DatabaseSettings(database_url=database_url))
         scheduler = LeaderScheduler(app, own, heartbeat)
         # The session of the one before ends a moment after its connection.
         eventually(lambda: scheduler.tick() and scheduler.is_leading)
+        # A busy broker may miss the publisher's deadline of a second: what was not sent stays due.
+        while any(entry.is_due().is_due for entry in scheduler.schedule.values()):
+            scheduler.tick()
         scheduler.close()
         own.dispose()
         names = messages_in(redis, "maintenance")

@@ -74,7 +74,8 @@ class PostgresServer(EmbeddedServer):
     def stop(self) -> None:
         """Ends all sessions and shuts the server down; returns when nothing of it runs any more."""
         super().stop()
-        if self._socket_folder.parent != self.data_dir:
+        # Without a child of ours the folder is another's: of the server that made us refuse to start.
+        if self._child is not None and self._socket_folder.parent != self.data_dir:
             shutil.rmtree(self._socket_folder, ignore_errors=True)
 
     def _make_child(self) -> ChildProcess:
