@@ -132,6 +132,13 @@ def storage_away() -> Problem:
     )
 
 
+def client_disconnected() -> Problem:
+    """Nobody reads it, but the log shows why the request ended."""
+    return problem(
+        "client-disconnected", "The client hung up", 400, "The client hung up before its request was complete."
+    )
+
+
 def internal_error() -> Problem:
     """What is told of an error that nobody foresaw: nothing of the cause, which the log has."""
     return problem(

@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import anyio
-import grpc
+from anyio.lowlevel import checkpoint
 from anyio.to_thread import run_sync
 from google.protobuf.empty_pb2 import Empty
 from pydantic import BaseModel
@@ -19,7 +19,7 @@ from darkroom.storage import BlobStore
 from gateway import library
 from gateway.bootstrap import Gateway
 from gateway.grpc import messages
-from gateway.grpc.streams import first_message, parts
+from gateway.grpc.streams import Context, first_message, parts
 from gateway.models import Image, ListQuery, PictureSearch, SearchRequest
 from gateway.problems import read
 from gateway.receiving import FormLimits, received_parts
@@ -27,8 +27,6 @@ from gateway.sniffing import media_type
 from gateway.tasks import find_task
 from gateway.traces import TraceContext, continue_trace
 from gateway.uploads import accept_form, check_idempotency_key, read_options
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class _ImageId(BaseModel):
@@ -61,10 +59,11 @@ class DarkroomService(DarkroomServicer):
         key = metadata.idempotency_key if metadata.HasField("idempotency_key") else None
         if key is not None:
             check_idempotency_key(key)
-        form_parts = parts(messages.upload_fields(metadata), metadata.filename, requests)
+        form_parts = parts(messages.upload_fields(metadata), metadata.filename, requests, context)
         async with received_parts(form_parts, self._gateway.store, self._limits) as form:
             options = read_options(form.fields)
-            # All bytes are here: from now on a client that goes away does not stop what it has asked for.
+            await checkpoint()  # all bytes are here, but the client may have gone while they were synced
+            # From now on one that goes away does not stop what it has asked for.
             with anyio.CancelScope(shield=True):
                 accepted = await accept_form(self._gateway.engine, form, options, _trace(context), key)
         self._gateway.wake()
@@ -121,7 +120,9 @@ class DarkroomService(DarkroomServicer):
         """The images nearest to an uploaded picture."""
         metadata = (await first_message(requests)).metadata
         asked = read(PictureSearch, messages.picture_search_values(metadata))
-        async with received_parts(parts((), metadata.filename, requests), self._gateway.store, self._limits) as form:
+        async with received_parts(
+            parts((), metadata.filename, requests, context), self._gateway.store, self._limits
+        ) as form:
             found = await library.search_by_picture(self._gateway.search, form.files[0], asked)
         return messages.search_answer(found)
 

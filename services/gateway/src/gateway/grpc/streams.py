@@ -1,12 +1,17 @@
 """Pictures that a client streams: first what it says about one, then the bytes."""
 
 from collections.abc import AsyncIterator, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import grpc
 
 from darkroom.errors import PermanentError
 from darkroom.rpc.v1 import darkroom_pb2 as pb
 from gateway.multipart import Event, PartBegins, PartData, PartEnds
+from gateway.problems import client_disconnected
 from gateway.receiving import FILE_FIELD
+
+Context = grpc.aio.ServicerContext[Any, Any]
 
 RequestT = TypeVar("RequestT", pb.UploadImageRequest, pb.SearchImageRequest)
 
@@ -21,11 +26,12 @@ async def first_message(requests: AsyncIterator[RequestT]) -> RequestT:
 
 
 async def parts(
-    fields: Iterable[tuple[str, str]], filename: str | None, requests: AsyncIterator[RequestT]
+    fields: Iterable[tuple[str, str]], filename: str | None, requests: AsyncIterator[RequestT], context: Context
 ) -> AsyncIterator[Event]:
-    """The parts of the form that says the same, its file from the rest of the stream; raises `malformed-stream`.
+    """The parts of the form that says the same, its file from the rest of the stream.
 
-    A message is asked for when the one before is written: what is not read yet waits at the client.
+    A message is asked for when the one before is written: what is not read yet waits at the client. Raises
+    `malformed-stream`, and `client-disconnected` when the stream was cut.
     """
     for name, value in fields:
         yield PartBegins(name, None)
@@ -36,7 +42,16 @@ async def parts(
         if request.WhichOneof("part") != "chunk":
             raise malformed("a message after the first has no chunk")
         yield PartData(request.chunk)
+    await _check_open(context)
     yield PartEnds()
+
+
+async def _check_open(context: Context) -> None:
+    """A cancelled stream ends just like a complete one; but only on an open one can an answer begin."""
+    try:
+        await context.send_initial_metadata(())
+    except grpc.aio.BaseError as error:
+        raise PermanentError(client_disconnected()) from error
 
 
 def malformed(fault: str) -> PermanentError:

@@ -96,9 +96,7 @@ def _http(request: Request, error: Exception) -> ProblemResponse:
 
 
 def _disconnected(request: Request, error: Exception) -> ProblemResponse:
-    return ProblemResponse(  # nobody reads it, but the log shows why the request ended
-        problem("client-disconnected", "The client hung up", 400, "The client hung up before its request was complete.")
-    )
+    return ProblemResponse(problems.client_disconnected())
 
 
 def internal_error() -> ProblemResponse:
