@@ -16,9 +16,10 @@ demo: $(VENV)/.installed  ## Start everything on this machine, upload samples, s
 up: $(VENV)/.installed  ## Start everything on this machine and serve.
 	$(BIN)/darkroom up $(ARGS)
 
+# Side by side, each with servers of its own: most of a test's time is waiting for a process to start or to come back.
 test: $(VENV)/.installed-dev servers  ## Everything that must hold. ARGS goes to pytest.
 	$(MAKE) --no-print-directory check
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses 3 --dist loadfile $(ARGS)
 
 check: $(VENV)/.installed-dev  ## Style, types and walls, in seconds.
 	$(BIN)/ruff format --check --quiet .

@@ -11,8 +11,8 @@ UNPROCESSABLE = 422
 class PictureProblem(PermanentError):  # noqa: N818 (it becomes a problem document, and is named as that)
     """The picture itself is at fault: its sender has to be told, and another try is useless.
 
-    `problem.detail` says it in a sentence about this picture: the value, the limit and the remedy. `value` and `limit`
-    are None where it is not one of measure.
+    `problem.detail` says it in a sentence about this picture, with the value and the limit; `remedy` what to do. `value`
+    and `limit` are None where it is not one of measure.
     """
 
     def __init__(
@@ -26,8 +26,8 @@ class PictureProblem(PermanentError):  # noqa: N818 (it becomes a problem docume
         limit: int | str | None = None,
         status: int = UNPROCESSABLE,
     ) -> None:
-        detail = f"{fault}. {remedy}."
-        super().__init__(problem(slug, title, status, detail, value=value, limit=limit, remedy=remedy))
+        detail = f"{fault[0].upper()}{fault[1:]}."
+        super().__init__(problem(slug, title, status, detail, value=value, limit=limit, remedy=f"{remedy}."))
 
     @property
     def slug(self) -> str:
