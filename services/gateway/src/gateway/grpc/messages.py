@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Value
 from pydantic import JsonValue
 
+from darkroom.contracts.events import Event
 from darkroom.contracts.problems import Problem
 from darkroom.rpc.v1 import darkroom_pb2 as pb
 from gateway import models
@@ -162,6 +163,20 @@ def task(shown: models.Task) -> pb.Task:
         state=_value(pb.TaskState, shown.state),
         result=_json(shown.result),
         error=pb.TaskError(type=shown.error.type, message=shown.error.message) if shown.error else None,
+    )
+
+
+def event(shown: Event) -> pb.Event:
+    """The message of an event."""
+    return pb.Event(
+        id=shown.id,
+        type=shown.type,
+        occurred_at=shown.occurred_at,
+        batch_id=str(shown.batch_id),
+        image_id=str(shown.image_id) if shown.image_id else None,
+        sha256=shown.sha256,
+        problem=problem(shown.problem) if shown.problem else None,
+        trace_id=shown.trace_id,
     )
 
 

@@ -10,7 +10,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 from anyio.to_thread import run_sync
 from google.protobuf.empty_pb2 import Empty
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from darkroom.contracts.base import BlobKey, ThumbnailSize
 from darkroom.rpc.v1 import darkroom_pb2 as pb
@@ -18,6 +18,7 @@ from darkroom.rpc.v1.darkroom_pb2_grpc import DarkroomServicer
 from darkroom.storage import BlobStore
 from gateway import library
 from gateway.bootstrap import Gateway
+from gateway.events import Watch
 from gateway.grpc import messages
 from gateway.grpc.streams import Context, first_message, parts
 from gateway.models import Image, ListQuery, PictureSearch, SearchRequest
@@ -27,6 +28,9 @@ from gateway.sniffing import media_type
 from gateway.tasks import find_task
 from gateway.traces import TraceContext, continue_trace
 from gateway.uploads import accept_form, check_idempotency_key, read_options
+
+HEARTBEAT_S = 15.0
+"""As on the REST face: how long a watcher that resumes may have to read again, where nothing was of its business."""
 
 
 class _ImageId(BaseModel):
@@ -43,6 +47,14 @@ class _TaskId(BaseModel):
 
 class _ThumbnailQuery(_ImageId):
     size: ThumbnailSize
+
+
+class _Watch(BaseModel):
+    last_event_id: int | None = Field(None, ge=0)
+
+
+class _ImageWatch(_Watch, _ImageId):
+    pass
 
 
 class DarkroomService(DarkroomServicer):
@@ -126,6 +138,20 @@ class DarkroomService(DarkroomServicer):
             found = await library.search_by_picture(self._gateway.search, form.files[0], asked)
         return messages.search_answer(found)
 
+    async def WatchImage(self, request: pb.WatchImageRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:
+        """What happens to an image."""
+        asked = read(_ImageWatch, {"image_id": request.image_id, **messages.given(request, "last_event_id")})
+        events = self._gateway.events
+        watch = await events.subscribe(asked.last_event_id, asked.image_id, follow=request.follow)
+        async for message in _tell(watch):
+            yield message
+
+    async def WatchEvents(self, request: pb.WatchEventsRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:
+        """Everything that happens."""
+        asked = read(_Watch, messages.given(request, "last_event_id"))
+        async for message in _tell(await self._gateway.events.subscribe(asked.last_event_id)):
+            yield message
+
     async def GetTask(self, request: pb.GetTaskRequest, context: Context) -> pb.Task:
         """One task."""
         task_id = read(_TaskId, {"task_id": request.task_id}).task_id
@@ -148,6 +174,17 @@ def _image_id(request: pb.GetImageRequest | pb.DeleteImageRequest | pb.RetryImag
 def _trace(context: Context) -> TraceContext:
     headers = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
     return continue_trace(headers.get("traceparent"), headers.get("tracestate"), secrets.randbits)
+
+
+async def _tell(watch: Watch) -> AsyncIterator[pb.WatchResponse]:
+    # The first number at once: a client that is cut before its first event must not miss what comes until it is back.
+    yield pb.WatchResponse(position=watch.position)
+    while not watch.is_over:
+        events = await watch.batch(HEARTBEAT_S)
+        for event in events:
+            yield pb.WatchResponse(position=event.id, event=messages.event(event))
+        if not events:
+            yield pb.WatchResponse(position=watch.position)
 
 
 def _open(store: BlobStore, key: BlobKey) -> tuple[pb.BlobInfo, Any]:

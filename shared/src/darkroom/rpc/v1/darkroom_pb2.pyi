@@ -360,6 +360,50 @@ class Batch(_message.Message):
     completed_at: _timestamp_pb2.Timestamp
     def __init__(self, id: _Optional[str] = ..., total: _Optional[int] = ..., ready: _Optional[int] = ..., failed: _Optional[int] = ..., deleted: _Optional[int] = ..., pending: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., completed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
+class WatchImageRequest(_message.Message):
+    __slots__ = ("image_id", "last_event_id", "follow")
+    IMAGE_ID_FIELD_NUMBER: _ClassVar[int]
+    LAST_EVENT_ID_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    image_id: str
+    last_event_id: int
+    follow: bool
+    def __init__(self, image_id: _Optional[str] = ..., last_event_id: _Optional[int] = ..., follow: _Optional[bool] = ...) -> None: ...
+
+class WatchEventsRequest(_message.Message):
+    __slots__ = ("last_event_id",)
+    LAST_EVENT_ID_FIELD_NUMBER: _ClassVar[int]
+    last_event_id: int
+    def __init__(self, last_event_id: _Optional[int] = ...) -> None: ...
+
+class WatchResponse(_message.Message):
+    __slots__ = ("position", "event")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    EVENT_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    event: Event
+    def __init__(self, position: _Optional[int] = ..., event: _Optional[_Union[Event, _Mapping]] = ...) -> None: ...
+
+class Event(_message.Message):
+    __slots__ = ("id", "type", "occurred_at", "batch_id", "image_id", "sha256", "problem", "trace_id")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    OCCURRED_AT_FIELD_NUMBER: _ClassVar[int]
+    BATCH_ID_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_ID_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    TRACE_ID_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    type: str
+    occurred_at: _timestamp_pb2.Timestamp
+    batch_id: str
+    image_id: str
+    sha256: str
+    problem: Problem
+    trace_id: str
+    def __init__(self, id: _Optional[int] = ..., type: _Optional[str] = ..., occurred_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., batch_id: _Optional[str] = ..., image_id: _Optional[str] = ..., sha256: _Optional[str] = ..., problem: _Optional[_Union[Problem, _Mapping]] = ..., trace_id: _Optional[str] = ...) -> None: ...
+
 class GetTaskRequest(_message.Message):
     __slots__ = ("task_id",)
     TASK_ID_FIELD_NUMBER: _ClassVar[int]

@@ -81,6 +81,16 @@ class DarkroomStub:
                 request_serializer=darkroom_dot_rpc_dot_v1_dot_darkroom__pb2.SearchImageRequest.SerializeToString,
                 response_deserializer=darkroom_dot_rpc_dot_v1_dot_darkroom__pb2.SearchResponse.FromString,
                 _registered_method=True)
+        self.WatchImage = channel.unary_stream(
+                '/darkroom.v1.Darkroom/WatchImage',
+                request_serializer=darkroom_dot_rpc_dot_v1_dot_darkroom__pb2.WatchImageRequest.SerializeToString,
+                response_deserializer=darkroom_dot_rpc_dot_v1_dot_darkroom__pb2.WatchResponse.FromString,
+                _registered_method=True)
+        self.WatchEvents = channel.unary_stream(
+                '/darkroom.v1.Darkroom/WatchEvents',
+                request_serializer=darkroom_dot_rpc_dot_v1_dot_darkroom__pb2.WatchEventsRequest.SerializeToString,
+                response_deserializer=darkroom_dot_rpc_dot_v1_dot_darkroom__pb2.WatchResponse.FromString,
+                _registered_method=True)
         self.GetTask = channel.unary_unary(
                 '/darkroom.v1.Darkroom/GetTask',
                 request_serializer=darkroom_dot_rpc_dot_v1_dot_darkroom__pb2.GetTaskRequest.SerializeToString,
@@ -162,6 +172,21 @@ class DarkroomServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchImage(self, request, context):
+        """What happened to an image, and what happens until it is ready, failed or deleted. Resumes after `last_event_id`
+        without a gap or a repeat.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchEvents(self, request, context):
+        """Everything that happens, after a number or from now on. Ends only when the server does.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetTask(self, request, context):
         """One task's state and result. Task ids are in Image.tasks.
         """
@@ -223,6 +248,16 @@ def add_DarkroomServicer_to_server(servicer, server):
                     servicer.SearchImage,
                     request_deserializer=darkroom_dot_rpc_dot_v1_dot_darkroom__pb2.SearchImageRequest.FromString,
                     response_serializer=darkroom_dot_rpc_dot_v1_dot_darkroom__pb2.SearchResponse.SerializeToString,
+            ),
+            'WatchImage': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchImage,
+                    request_deserializer=darkroom_dot_rpc_dot_v1_dot_darkroom__pb2.WatchImageRequest.FromString,
+                    response_serializer=darkroom_dot_rpc_dot_v1_dot_darkroom__pb2.WatchResponse.SerializeToString,
+            ),
+            'WatchEvents': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchEvents,
+                    request_deserializer=darkroom_dot_rpc_dot_v1_dot_darkroom__pb2.WatchEventsRequest.FromString,
+                    response_serializer=darkroom_dot_rpc_dot_v1_dot_darkroom__pb2.WatchResponse.SerializeToString,
             ),
             'GetTask': grpc.unary_unary_rpc_method_handler(
                     servicer.GetTask,
@@ -479,6 +514,60 @@ class Darkroom:
             '/darkroom.v1.Darkroom/SearchImage',
             darkroom_dot_rpc_dot_v1_dot_darkroom__pb2.SearchImageRequest.SerializeToString,
             darkroom_dot_rpc_dot_v1_dot_darkroom__pb2.SearchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/darkroom.v1.Darkroom/WatchImage',
+            darkroom_dot_rpc_dot_v1_dot_darkroom__pb2.WatchImageRequest.SerializeToString,
+            darkroom_dot_rpc_dot_v1_dot_darkroom__pb2.WatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/darkroom.v1.Darkroom/WatchEvents',
+            darkroom_dot_rpc_dot_v1_dot_darkroom__pb2.WatchEventsRequest.SerializeToString,
+            darkroom_dot_rpc_dot_v1_dot_darkroom__pb2.WatchResponse.FromString,
             options,
             channel_credentials,
             insecure,
