@@ -2,16 +2,19 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib.resources import files
 from pathlib import Path
 
 import psutil
 import pytest
 from conftest import eventually
+from safetensors.torch import load_file, save_file
 
 from darkroom_cli.client import Darkroom
 from darkroom_cli.samples import SAMPLES, write_samples
@@ -35,12 +38,12 @@ def port() -> Iterator[int]:
 
 
 @pytest.fixture
-def start_up(folder: Path, port: int) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+def start_up(folder: Path, port: int) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts `darkroom up` on the test's folder and port; returns when it says that it is ready."""
     started: list[subprocess.Popen[str]] = []
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DARKROOM_")}
 
-    def start() -> subprocess.Popen[str]:
+    def start(**settings: str) -> subprocess.Popen[str]:
         command = [
             DARKROOM,
             "up",
@@ -54,7 +57,9 @@ def start_up(folder: Path, port: int) -> Iterator[Callable[[], subprocess.Popen[
             "1",
         ]
         with (folder / "up.log").open("a") as log:
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment | settings
+            )
         started.append(process)
         assert process.stdout is not None
         said = process.stdout.readline()
@@ -123,3 +128,48 @@ def test_a_killed_service_is_started_again_and_no_photo_is_lost(folder, port, st
     assert state["gateway"]["restarts"] >= 1
     assert state["thumbnailer-bulk"]["restarts"] >= 1
     assert "gateway ended; starts again in 1 s" in (folder / "up.log").read_text()
+
+
+def another_model(folder: Path) -> Path:
+    """The bundled model with other weights by a hair: it finds the same, and is another model."""
+    shutil.copytree(files("embedder") / "models" / "tiny", folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["visual_projection.weight"] = weights["visual_projection.weight"] * 1.01
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.timeout(600)
+def test_another_model_takes_over_when_it_has_every_photo_and_searches_go_on_meanwhile(folder, port, start_up):
+    wanted = [sample for sample in SAMPLES if sample.filename.startswith(("red-", "blue-", "green-"))]
+    with Darkroom(f"http://127.0.0.1:{port}") as client:
+        first = start_up()
+        uploaded = client.upload(write_samples(folder / "samples", wanted))
+        client.wait([uploaded["batch"]["id"]], timeout_s=120)
+        [old] = client.status()["models"]
+        assert (old["state"], old["covered"], old["total"]) == ("active", len(wanted), len(wanted))
+        first.terminate()
+        first.communicate(timeout=120)
+
+        start_up(DARKROOM_MODEL=str(another_model(folder / "other")))
+        answered_by: list[str] = []
+
+        def has_taken_over() -> bool:
+            """the other model answers"""
+            answer = client.search("a blue star")
+            assert answer["results"][0]["image"]["filename"] == "blue-star.webp"
+            answered_by.append(answer["model"])
+            return answered_by[-1] != old["id"]
+
+        eventually(has_taken_over, within_s=120)
+        models = {model["id"]: model for model in client.status()["models"]}
+
+    new = models.pop(answered_by[-1])
+    assert (new["state"], new["covered"], new["total"]) == ("active", len(wanted), len(wanted))
+    assert models[old["id"]]["covered"] == len(wanted), "the old vectors stay"
+    registered = [
+        json.loads(line)
+        for line in (folder / "data" / "logs" / "finalize.log").read_text().splitlines()
+        if "finalize.model_registered" in line
+    ]
+    assert [(line["model"], line["lacking"]) for line in registered] == [(old["id"], 0), (new["id"], len(wanted))]
