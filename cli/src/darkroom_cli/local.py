@@ -64,7 +64,7 @@ class Service:
 
 # More than a task's hard limit of 30 s for workers: SIGTERM lets them finish what they have in hand.
 SERVICES = (
-    Service("gateway", ("darkroom-gateway",), has_database=True, is_worker=False, grace_s=15.0),
+    Service("gateway", ("darkroom-gateway",), has_database=True, is_worker=False, grace_s=25.0),
     Service("thumbnailer", ("darkroom-thumbnailer", "--lane", "interactive")),
     Service("thumbnailer-bulk", ("darkroom-thumbnailer", "--lane", "bulk")),
     Service("embedder", ("darkroom-embedder",)),

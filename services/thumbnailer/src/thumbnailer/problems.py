@@ -11,8 +11,8 @@ UNPROCESSABLE = 422
 class PictureProblem(PermanentError):  # noqa: N818 (it becomes a problem document, and is named as that)
     """The picture itself is at fault: its sender has to be told, and another try is useless.
 
-    `problem.detail` says it in a sentence about this picture, with the value and the limit; `remedy` what to do. `value`
-    and `limit` are None where it is not one of measure.
+    `problem.detail` says it in a sentence about this picture, with the value and the limit; `remedy` says what to do.
+    `value` and `limit` are None where it is not one of measure.
     """
 
     def __init__(
