@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -155,12 +155,14 @@ def test_a_server_listens_on_loopback_only_below_the_ephemeral_ports(
     with running(kind(tmp_path / "server")) as server:
         processes = processes_of(server.data_dir)
         assert server.pid in [process.pid for process in processes]
-        listening = [
-            connection.laddr
-            for process in processes
-            for connection in process.net_connections("inet")
-            if connection.status == psutil.CONN_LISTEN
-        ]
+        listening = []
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):  # a session of the readiness check may just be ending
+                listening += [
+                    connection.laddr
+                    for connection in process.net_connections("inet")
+                    if connection.status == psutil.CONN_LISTEN
+                ]
     addresses = {address.ip for address in listening}
     # epmd listens on the loopback of both families, whatever it is told.
     assert addresses <= {"127.0.0.1", "::1"}
