@@ -207,11 +207,13 @@ def move_durably(source: Path, target: Path) -> None:
 
 def make_folder(folder: Path) -> None:
     """Makes a folder and its missing parents, each entry on stable storage."""
-    if folder.is_dir():
-        return
-    make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
-    sync_folder(folder.parent)
+    while not folder.is_dir():
+        make_folder(folder.parent)
+        try:
+            folder.mkdir()
+            sync_folder(folder.parent)
+        except (FileExistsError, FileNotFoundError):
+            continue  # made by another meanwhile, or its empty parent deleted
 
 
 def sync_folder(folder: Path) -> None:

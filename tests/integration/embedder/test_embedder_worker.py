@@ -323,19 +323,27 @@ def test_poison_takes_nobody_along_and_is_recorded_once(start_worker, client, st
     innocent += publish_photos(client, store, range(10, 20))
     worker.switch("closed", on=False)
 
+    restarts = 0
+
     def is_settled() -> bool:
+        nonlocal restarts
         if not worker.process.is_running:  # what a supervisor does
             worker.process.start()
-        return poison.state == "FAILURE"
+            restarts += 1
+        return poison.state == "FAILURE" and all(result.state == "SUCCESS" for result in innocent)
 
-    soon(is_settled, within_s=200, every_s=0.5)
+    soon(is_settled, within_s=170, every_s=0.5)
     all_succeed(innocent)
     failures = [message for name, message in tasks_in(broker_url, "finalize") if name == RECORD_FAILURE.name]
-    assert [(each["sha256"], each["problem"]["type"].rpartition("/")[2]) for each in failures] == [
-        (sha(100), "killed-worker")
-    ]
+    blamed = [(each["sha256"], each["problem"]["type"].rpartition("/")[2]) for each in failures]
+    assert set(blamed) == {(sha(100), "killed-worker")}
     assert not store.exists(embedding_key(bundled.id, sha(100)))
-    assert worker.ready_times() == 3  # it killed two processes: once among others, once alone
+    if broker_url.startswith("amqp"):
+        assert len(blamed) == 1
+        assert restarts == 2  # it killed two processes: once among others, once alone
+    else:
+        # Redis may deliver a message again while it is worked on, here after 8 s: the copy is one more poison.
+        assert restarts >= 2
 
 
 @on_redis
