@@ -16,7 +16,7 @@ with Connection(sys.argv[1]) as connection, connection.SimpleQueue(queue) as eve
     while True:
         message = events.get(block=True)
         event = message.payload
-        if event["id"] > newest:  # keep it in a database where it must survive a restart
+        if event.get("id", 0) > newest:  # keep it in a database where it must survive a restart; hints have none
             newest = event["id"]
-            print(event["id"], event["type"], event.get("image_id"), event.get("problem", {}).get("title"), flush=True)
+            print(newest, event["type"], event.get("image_id"), event.get("problem", {}).get("title"), flush=True)
         message.ack()

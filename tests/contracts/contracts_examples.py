@@ -5,7 +5,7 @@ from uuid import UUID
 
 from darkroom.contracts import messages as m
 from darkroom.contracts.base import Lane, Message, OutputFormat
-from darkroom.contracts.events import Event, EventType
+from darkroom.contracts.events import Event, EventType, ImagePrepared
 from darkroom.contracts.keys import Recipe
 from darkroom.contracts.problems import problem
 
@@ -76,4 +76,5 @@ EXAMPLES: tuple[Message, ...] = (
         problem=PROBLEM,
         trace_id="0af7651916cd43dd8448eb211c80319c",
     ),
+    ImagePrepared(occurred_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), sha256=SHA256, generation=3),
 )

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -9,16 +10,18 @@ from celery.exceptions import SoftTimeLimitExceeded
 from redis import Redis
 from thumbnailer_bench import RECIPE, picture
 
-from darkroom.celery_app import Delivery
+from darkroom.celery_app import Delivery, bound_publishing, create_app
 from darkroom.contracts import keys
 from darkroom.contracts.base import Lane
+from darkroom.contracts.events import ImagePrepared
 from darkroom.contracts.messages import Prepare, PrepareQuery, Thumbnails
 from darkroom.errors import BlobMissingError, PermanentError, TransientError
+from darkroom.settings import BrokerSettings, TaskSettings
 from darkroom.storage import FileStore
 from darkroom.tries import TriesMarkers
 from thumbnailer import decoding, describing, rendering
 from thumbnailer.decoding import Limits
-from thumbnailer.tasks import Photo, Resources
+from thumbnailer.tasks import Photo, Resources, hint
 
 DATA = picture()
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -131,3 +134,10 @@ def test_a_photo_that_died_alone_is_not_opened_again(
         photo.prepare(PREPARE, DELIVERY)
 
     assert raised.value.problem.slug == "killed-worker"
+
+
+def test_a_hint_that_nobody_takes_does_not_fail_its_photo(store: FileStore, redis_url: str) -> None:
+    nowhere = BrokerSettings(broker_url="amqp://guest:guest@127.0.0.1:9//", result_url=redis_url)
+    app = create_app("thumbnailer", nowhere, TaskSettings())
+    bound_publishing(app)
+    hint(app, ImagePrepared(occurred_at=datetime.now(UTC), sha256=SHA256, generation=1))

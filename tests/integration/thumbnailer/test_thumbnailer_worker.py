@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 from celery import chain
 from conftest import eventually
+from kombu import Connection, Queue
 from PIL import Image
 from thumbnailer_bench import RECIPE, Bench, bomb, children, picture, running
 
+from darkroom import topology
 from darkroom.celery_app import request
 from darkroom.contracts import keys
 from darkroom.contracts.base import Lane, ThumbnailSize
+from darkroom.contracts.events import ImagePrepared
 from darkroom.contracts.messages import (
     DescribedManifest,
     Embedded,
@@ -49,6 +52,21 @@ def opened(bench: Bench, rendition: Rendition) -> Image.Image:
     image = Image.open(path)
     assert image.size == (rendition.width, rendition.height)
     return image
+
+
+def test_a_prepared_photo_is_hinted_at_on_the_events_exchange(bench: Bench) -> None:
+    heard = Queue("hints-heard", topology.EVENTS, routing_key="image.prepared", durable=True)
+    with Connection(bench.broker_url) as connection, connection.channel() as channel:
+        heard(channel).declare()
+        heard(channel).purge()
+        sha256 = bench.keep(picture(width=900, height=600, seed=31))
+        bench.dispatch(sha256, generation=4)
+
+        message = eventually(lambda: heard(channel).get(no_ack=True))
+        event = ImagePrepared.from_wire(message.payload)
+        heard(channel).delete()
+    assert (event.sha256, event.generation) == (sha256, 4)
+    assert bench.store.exists(keys.thumbnail_key(sha256, RECIPE, ThumbnailSize.LARGE))
 
 
 @pytest.mark.parametrize("lane", Lane)

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from celery import Celery
@@ -11,9 +12,11 @@ from celery.exceptions import SoftTimeLimitExceeded
 from celery.worker.request import Request
 from pydantic import ValidationError
 
-from darkroom.celery_app import Delivery, bind, report_failure
+from darkroom import topology
+from darkroom.celery_app import PUBLISH_OPTIONS, Delivery, bind, report_failure
 from darkroom.contracts import keys
 from darkroom.contracts.base import BlobKey, Message, ThumbnailSize
+from darkroom.contracts.events import ImagePrepared
 from darkroom.contracts.messages import (
     Described,
     DescribedManifest,
@@ -182,10 +185,33 @@ class PhotoRequest(Request):  # type: ignore[misc]
 def register(app: Celery, photo: Callable[[], Photo]) -> None:
     """Binds the tasks; `photo()` is called in the child that runs one."""
     on_photos: dict[str, Any] = {"Request": "thumbnailer.tasks:PhotoRequest"}
-    bind(app, PREPARE, lambda message, delivery: photo().prepare(message, delivery), **on_photos)
+
+    def prepare(message: Prepare, delivery: Delivery) -> Prepared:
+        """Prepares a photo and tells who listens."""
+        prepared = photo().prepare(message, delivery)
+        hint(app, ImagePrepared(occurred_at=datetime.now(UTC), sha256=message.sha256, generation=message.generation))
+        return prepared
+
+    bind(app, PREPARE, prepare, **on_photos)
     bind(app, THUMBNAILS, lambda message, delivery: photo().thumbnails(message, delivery), **on_photos)
     bind(app, PREPARE_QUERY, lambda message, delivery: photo().prepare_query(message, delivery))
     bind(app, FENCE, pass_fence)
+
+
+def hint(app: Celery, event: ImagePrepared) -> None:
+    """Publishes a hint, once. It may be lost: a photo does not wait for it and does not fail by it."""
+    try:
+        with app.producer_or_acquire() as producer:
+            producer.publish(
+                event.to_wire(),
+                exchange=topology.EVENTS.name,
+                routing_key=event.type,
+                serializer="json",
+                type=event.type,
+                **PUBLISH_OPTIONS,
+            )
+    except Exception as error:  # whatever the transport raises
+        log.info("thumbnailer.hint_lost", extra={"sha256": event.sha256, "error": repr(error)})
 
 
 def pass_fence(message: Fence, delivery: Delivery) -> Nothing:

@@ -2,11 +2,13 @@
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Literal
 from uuid import UUID
 
 from pydantic import Field
 
 from darkroom.contracts.base import Message, Sha256
+from darkroom.contracts.messages import Generation
 from darkroom.contracts.problems import Problem
 
 
@@ -32,3 +34,16 @@ class Event(Message):
     sha256: Sha256 | None = None
     problem: Problem | None = None
     trace_id: str | None = None
+
+
+class ImagePrepared(Message):
+    """A live hint from the thumbnailer, which knows bytes and no images: `large` is there, the rest is on its way.
+
+    No row stands behind it: it has no number, is in no stream, may come twice or not at all.
+    """
+
+    version: int = 1
+    type: Literal["image.prepared"] = "image.prepared"
+    occurred_at: datetime
+    sha256: Sha256
+    generation: Generation

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.contracts.base import Message
-from darkroom.contracts.events import Event
+from darkroom.contracts.events import Event, ImagePrepared
 from darkroom.contracts.problems import Problem
 
-PUBLISHED: tuple[type[Message], ...] = (Event, Problem)
+PUBLISHED: tuple[type[Message], ...] = (Event, ImagePrepared, Problem)
 
 
 def schemas() -> dict[str, str]:
