@@ -42,6 +42,7 @@ EXAMPLES: tuple[Message, ...] = (
     m.PrepareQuery(source="queries/1/source", proxy="queries/1/proxy.jpg"),
     m.QueryPrepared(problem=PROBLEM),
     m.Fence(number=3, queue="embed.bulk"),
+    m.FenceAnswer(verdict=m.Verdict.WRONG, answer="cosine 0.4123 to the answer at warm-up"),
     RENDITION,
     m.PreparedManifest(
         sha256=SHA256,

@@ -5,7 +5,7 @@ from typing import Any
 from celery import Celery
 
 from darkroom.celery_app import Delivery, bind
-from darkroom.contracts.messages import Embed, EmbedPicture, EmbedText, Fence, Nothing
+from darkroom.contracts.messages import Embed, EmbedPicture, EmbedText, Fence, FenceAnswer
 from darkroom.contracts.tasks import EMBED, EMBED_PICTURE, EMBED_TEXT, FENCE
 from embedder.embedding import Job
 from embedder.strategy import MicroBatches
@@ -29,6 +29,6 @@ def register(app: Celery, batches: MicroBatches) -> None:
     bind(app, FENCE, pass_fence)
 
 
-def pass_fence(message: Fence, delivery: Delivery) -> Nothing:
+def pass_fence(message: Fence, delivery: Delivery) -> FenceAnswer:
     """Having been taken off its queue is all that a fence is for."""
-    return Nothing()
+    return FenceAnswer()

@@ -114,11 +114,24 @@ def reconcile(engine: Engine, app: Celery, stage_deadline: timedelta) -> JobRepo
         now = upkeep.database_now(connection)
         history = upkeep.fence_history(connection, now - HISTORY)
     sent_again = {lane: send_lost_again(engine, lane, history, now, stage_deadline) for lane in Lane}
-    backfill, alarm = fill_vectors(engine, history, now, stage_deadline)
+    backfill, vectors_alarm = fill_vectors(engine, history, now, stage_deadline)
     queues = due_fences(history, WORK_QUEUES, now)
     send_fences(engine, app, queues)
     losses = ", ".join(f"{count} {lane.value}" for lane, count in sent_again.items())
-    return JobReport(summary=f"sent again: {losses}; {backfill}; fences sent: {len(queues)}", alarm=alarm)
+    alarms = [*([vectors_alarm] if vectors_alarm else []), *probe_alarms(engine)]
+    return JobReport(
+        summary=f"sent again: {losses}; {backfill}; fences sent: {len(queues)}", alarm="; ".join(alarms) or None
+    )
+
+
+def probe_alarms(engine: Engine) -> list[str]:
+    """A sentence for each queue whose probe is late or was answered wrongly. It fails no photo."""
+    with engine.connect() as connection:
+        states = upkeep.probe_states(connection)
+    bad = [one for one in states if one.state in ("late", "wrong")]
+    for one in bad:
+        log.error("reconciler.bad_probe", extra={"queue": one.queue, "state": one.state, "text": one.text})
+    return [f"{one.queue} is {one.state}: {one.text}" for one in bad]
 
 
 def send_lost_again(
@@ -175,6 +188,6 @@ def send_fences(engine: Engine, app: Celery, queues: Sequence[str]) -> None:
             fence = Fence(number=number, queue=queue)
             chain(
                 request(app, FENCE, fence, queue=queue, ignore_result=True),
-                request(app, RETURN_FENCE, fence, ignore_result=True),
+                request(app, RETURN_FENCE, fence, ignore_result=True, takes_result=True),
                 app=app,
             ).apply_async(connection=broker, **PUBLISH_OPTIONS)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from celery import Celery
+from pydantic import ValidationError
 from redis.exceptions import RedisError
 from sqlalchemy import Engine
 from sqlalchemy.exc import InterfaceError, OperationalError
@@ -18,12 +19,14 @@ from darkroom.contracts import tasks as contracts
 from darkroom.contracts.base import Message
 from darkroom.contracts.messages import (
     Fence,
+    FenceAnswer,
     Finalize,
     JobReport,
     Nothing,
     RecordEmbedding,
     RecordFailure,
     RegisterModel,
+    Verdict,
 )
 from darkroom.contracts.tasks import TaskContract
 from darkroom.database import outcomes, upkeep, vectors
@@ -97,9 +100,13 @@ class Finishing:
         return Nothing()
 
     def return_fence(self, message: Fence, delivery: Delivery) -> Nothing:
-        """Records that a fence has passed its queue."""
+        """Records that a fence has passed its queue, whatever it was answered."""
+        try:
+            answer = FenceAnswer.from_wire(delivery.previous or {})
+        except ValidationError:
+            answer = FenceAnswer()
         with self._engine.begin() as connection:
-            upkeep.return_fence(connection, message.number)
+            upkeep.return_fence(connection, message.number, answer)
         return Nothing()
 
     def _forget_results(self, *ids: str) -> None:
@@ -110,9 +117,9 @@ class Finishing:
             log.warning("finalize.results_kept", extra={"error": str(error)})  # they expire
 
 
-def pass_fence(message: Fence, delivery: Delivery) -> Nothing:
-    """Having been taken off its queue is all that a fence is for."""
-    return Nothing()
+def pass_fence(message: Fence, delivery: Delivery) -> FenceAnswer:
+    """That it is answered at all is all there is to know of a queue whose work is in the database."""
+    return FenceAnswer(verdict=Verdict.OK, answer="it is answered")
 
 
 def register_finishing(app: Celery, finishing: Finishing) -> None:

@@ -21,7 +21,7 @@ from darkroom.contracts.messages import (
     Described,
     DescribedManifest,
     Fence,
-    Nothing,
+    FenceAnswer,
     PaletteColour,
     Prepare,
     Prepared,
@@ -214,6 +214,6 @@ def hint(app: Celery, event: ImagePrepared) -> None:
         log.info("thumbnailer.hint_lost", extra={"sha256": event.sha256, "error": repr(error)})
 
 
-def pass_fence(message: Fence, delivery: Delivery) -> Nothing:
+def pass_fence(message: Fence, delivery: Delivery) -> FenceAnswer:
     """Having been taken off its queue is all that a fence is for."""
-    return Nothing()
+    return FenceAnswer()

@@ -1,6 +1,7 @@
 """The arguments and results of every task. Golden JSON in tests/contracts fixes each on the wire."""
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field
@@ -130,6 +131,24 @@ class Fence(Message):
 
     number: int = Field(ge=1)
     queue: str
+
+
+class Verdict(StrEnum):
+    """Whether an answer is the known one."""
+
+    OK = "ok"
+    WRONG = "wrong"
+
+
+class FenceAnswer(Message):
+    """What a worker computed of the known question that every fence of its queues carries.
+
+    Without a verdict it computed nothing; the fence proves what it proves all the same.
+    """
+
+    verdict: Verdict | None = None
+    answer: str | None = Field(None, max_length=500)
+    """A sentence with the figures that were compared."""
 
 
 class Rendition(Message):

@@ -42,7 +42,7 @@ RECORD_EMBEDDING = TaskContract("scheduler.record_embedding", "finalize", m.Reco
 REGISTER_MODEL = TaskContract("scheduler.register_model", "finalize", m.RegisterModel, m.Nothing)
 RETURN_FENCE = TaskContract("scheduler.return_fence", "finalize", m.Fence, m.Nothing)
 
-FENCE = TaskContract("darkroom.fence", "finalize", m.Fence, m.Nothing)
+FENCE = TaskContract("darkroom.fence", "finalize", m.Fence, m.FenceAnswer)
 """Registered in every worker and sent to each work queue by name; `queue` here is only its default."""
 
 RECONCILE = TaskContract("scheduler.reconcile", "maintenance", m.Nothing, m.JobReport)

@@ -122,8 +122,10 @@ tasks = sa.Table(
     metadata,
     sa.Column("id", sa.Uuid, primary_key=True),
     sa.Column("name", sa.Text, nullable=False),
+    sa.Column("queue", sa.Text),
     _hash(),
     _moment("issued_at", required=True),
+    _moment("expires_at"),
 )
 
 models = sa.Table(
@@ -166,6 +168,8 @@ fences = sa.Table(
     sa.Column("queue", sa.Text, nullable=False),
     _moment("sent_at", required=True),
     _moment("returned_at"),
+    sa.Column("verdict", sa.Text),
+    sa.Column("answer", sa.Text),
 )
 
 periodic_jobs = sa.Table(

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Literal
 
 from sqlalchemy import Connection, Row, delete, func, insert, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from darkroom.contracts.base import BlobKey, Lane, Sha256
+from darkroom.contracts.messages import FenceAnswer, Verdict
 from darkroom.database.tables import backups, events, fences, originals, periodic_jobs, tasks, usage_reports
 
 _BEAT_LOCK = 0x62656174  # "beat"
@@ -41,13 +42,76 @@ def send_fence(connection: Connection, queue: str) -> int:
     return int(connection.execute(insert(fences).values(queue=queue).returning(fences.c.number)).scalar_one())
 
 
-def return_fence(connection: Connection, number: int) -> None:
-    """Records that a fence came back; the first time counts."""
+def return_fence(connection: Connection, number: int, answer: FenceAnswer) -> None:
+    """Records that a fence came back, and with which answer; the first time counts."""
     connection.execute(
         update(fences)
         .where(fences.c.number == number, fences.c.returned_at.is_(None))
-        .values(returned_at=func.clock_timestamp())
+        .values(returned_at=func.clock_timestamp(), verdict=answer.verdict, answer=answer.answer)
     )
+
+
+LATE_AFTER = timedelta(minutes=2)
+"""What an interactive photo may wait in one queue before a person is told: three restarts of a worker, or 8 ticks."""
+
+LATE_AFTER_BULK = timedelta(hours=1)
+"""The same for the bulk lane, where a backlog is no fault."""
+
+NONE_SENT_FOR = timedelta(minutes=2)
+"""Nothing can be said of a queue through which no fence was sent for so long: the reconciler stands."""
+
+
+@dataclass(frozen=True)
+class QueueProbe:
+    """How a queue stands by its fences, which carry a known question: a state, and a sentence for a person.
+
+    `ok`: the last fence to come back had the known answer. `wrong`: it had another. `late`: one is on its way for too
+    long, or lost. `unknown`: none has come back yet, or lately, or with an answer.
+    """
+
+    queue: str
+    state: Literal["ok", "late", "wrong", "unknown"]
+    text: str
+
+
+def probe_states(connection: Connection) -> list[QueueProbe]:
+    """How each queue stands that a fence was ever sent through, by name."""
+    rows = connection.execute(
+        text(
+            """
+            WITH back AS (
+                SELECT DISTINCT ON (queue) number, queue, sent_at, returned_at, verdict, answer
+                FROM fences WHERE returned_at IS NOT NULL ORDER BY queue, number DESC
+            ), away AS (
+                SELECT fences.queue, min(fences.sent_at) AS since
+                FROM fences LEFT JOIN back USING (queue)
+                WHERE fences.returned_at IS NULL AND fences.number > coalesce(back.number, 0)
+                GROUP BY fences.queue
+            )
+            SELECT queue, back.sent_at, back.returned_at, verdict, answer, since, clock_timestamp() AS now
+            FROM back FULL JOIN away USING (queue) ORDER BY queue
+            """
+        )
+    )
+    return [_queue_probe(row) for row in rows]
+
+
+def _queue_probe(row: Row[Any]) -> QueueProbe:
+    bound = LATE_AFTER_BULK if row.queue.endswith(".bulk") else LATE_AFTER
+    if row.since is not None and row.now - row.since > bound:
+        since_s = round((row.now - row.since).total_seconds())
+        return QueueProbe(row.queue, "late", f"a probe is on its way for {since_s} s: no worker, or a long backlog")
+    if row.sent_at is None:
+        return QueueProbe(row.queue, "unknown", "the first probe is on its way")
+    if row.since is None and row.now - row.sent_at > NONE_SENT_FOR:
+        ago_s = round((row.now - row.sent_at).total_seconds())
+        return QueueProbe(row.queue, "unknown", f"no probe was sent for {ago_s} s: does the scheduler run?")
+    answer = row.answer or "it came back without an answer"
+    if row.verdict == Verdict.WRONG:
+        return QueueProbe(row.queue, "wrong", answer)
+    wait_s = (row.returned_at - row.sent_at).total_seconds()
+    state: Literal["ok", "unknown"] = "ok" if row.verdict == Verdict.OK else "unknown"
+    return QueueProbe(row.queue, state, f"back after {wait_s:.2f} s: {answer}")
 
 
 def fence_history(connection: Connection, newer_than: datetime) -> list[FenceRecord]:
