@@ -1,5 +1,6 @@
 """Events: numbered in the order of their commits, published by one relay, and never lost."""
 
+import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from conftest import eventually
 from gateway_outcomes import fail, finish
 from gateway_pictures import picture
 from gateway_serving import Served
+from gateway_streams import Stream
 from kombu import Connection, Queue
 from sqlalchemy import Engine, create_engine, select, text
 
@@ -101,7 +103,7 @@ def test_only_one_relay_leads_and_another_takes_over(
 ) -> None:
     first = serve(broker_url=redis_url, result_url=redis_url, relay_enabled=True)
     with engine.connect() as connection:
-        assert eventually(lambda: not events.lead_relay(connection)), "the gateway leads"
+        assert eventually(lambda: not events.lead_numbering(connection)), "the gateway leads"
     first.accepted(photo)
     eventually(lambda: all_published(engine))
     second = serve(broker_url=redis_url, result_url=redis_url, relay_enabled=True)
@@ -160,7 +162,7 @@ def test_what_was_confirmed_before_a_failure_is_stamped(
 
     monkeypatch.setattr(relaying, "_publish", fail_at_three)
     with engine.connect() as connection:
-        assert events.lead_relay(connection)
+        assert relay.number_once(connection) == 4
         with pytest.raises(ConnectionResetError):
             relay.publish_once(connection)
         published = select(table.c.id).where(table.c.published_at.is_not(None)).order_by(table.c.id)
@@ -181,9 +183,9 @@ def test_an_event_that_commits_late_gets_a_late_number(gateway: Served, engine: 
             )
         )
         gateway.accepted(picture(1))  # has a higher row id and commits first
-        assert relay.publish_once(leader) == 1
+        assert relay.number_once(leader) == 1
         late.commit()
-        assert relay.publish_once(leader) == 1
+        assert relay.number_once(leader) == 1
         numbered = leader.execute(select(table.c.id, table.c.type).order_by(table.c.id)).all()
     alone.dispose()
     assert [tuple(row) for row in numbered] == [(1, "image.accepted"), (2, "batch.completed")]
@@ -192,9 +194,42 @@ def test_an_event_that_commits_late_gets_a_late_number(gateway: Served, engine: 
 def test_the_relay_ends_when_it_is_told_to(engine: Engine, redis_url: str) -> None:
     app = create_app("test", BrokerSettings(broker_url=redis_url, result_url=redis_url), TaskSettings())
     relay, stop = Relay(engine, BrokerLink(app)), threading.Event()
-    thread = threading.Thread(target=relay.run, args=(stop,))
-    thread.start()
+    threads = [threading.Thread(target=run, args=(stop,)) for run in (relay.run_numbering, relay.run_publishing)]
+    for thread in threads:
+        thread.start()
     stop.set()
     relay.bell.set()
-    thread.join(30)
-    assert not thread.is_alive()
+    relay.numbered.set()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def test_watchers_are_told_at_once_while_the_broker_hangs(
+    serve: Serve, engine: Engine, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs, is_back = threading.Event(), threading.Event()
+    publish = relaying._publish
+
+    def hang(producer: Any, event: Event) -> None:
+        hangs.set()
+        assert is_back.wait(120)
+        publish(producer, event)
+
+    monkeypatch.setattr(relaying, "_publish", hang)
+    gateway = serve(broker_url=redis_url, result_url=redis_url, relay_enabled=True)
+
+    async def watch() -> None:
+        stream = await Stream.open(gateway.url, "/v1/events", 0)
+        await asyncio.to_thread(gateway.accepted, picture(1))
+        assert await asyncio.to_thread(hangs.wait, 60)
+        await asyncio.to_thread(gateway.accepted, picture(2))
+        assert await stream.take(2) == [1, 2]
+        stream.close()
+
+    try:
+        asyncio.run(asyncio.wait_for(watch(), 90))
+        assert not all_published(engine)
+    finally:
+        is_back.set()
+    eventually(lambda: all_published(engine))

@@ -110,10 +110,11 @@ def test_a_reader_that_follows_the_numbers_misses_nothing(engine: Engine) -> Non
     assert len(seen) == 4 * 10 * 3
 
 
-def test_one_connection_is_the_relay(engine: Engine) -> None:
+def test_one_connection_numbers_and_one_publishes(engine: Engine) -> None:
     with engine.connect() as leader, engine.connect() as standby:
-        assert events.lead_relay(leader)
-        assert not events.lead_relay(standby)
+        for lead in (events.lead_numbering, events.lead_publishing):
+            assert lead(leader)
+            assert not lead(standby)
         leader.invalidate()
 
 

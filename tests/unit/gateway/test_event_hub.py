@@ -210,6 +210,31 @@ def test_a_watcher_of_a_quiet_image_reads_no_table() -> None:
     in_loop(story)
 
 
+def test_an_event_that_comes_while_a_watch_reads_the_table_is_not_skipped() -> None:
+    class RacingTable(FakeTable):
+        """Answers a watcher, and before the answer arrives the hub takes in an event of that watcher's image."""
+
+        hub: EventHub
+
+        async def events_after(self, after: int, limit: int, image_id: UUID | None) -> list[Event]:
+            found = await super().events_after(after, limit, image_id)
+            if image_id == B and self.rows[-1].image_id == A:
+                self.add(B)
+                await self.hub._advance()
+            return found
+
+    async def story() -> None:
+        table = RacingTable()
+        for _ in range(4):
+            table.add(A)
+        table.hub = hub = EventHub(table)
+        await hub._advance()  # it stands at 4 and has nothing in memory: the watch has to read the table
+        watch = await hub.subscribe(0, B)
+        assert [event.id for event in await watch.batch(idle_s=10)] == [5]
+
+    asyncio.run(story())
+
+
 def test_an_idle_watch_returns_empty_and_moves_its_position() -> None:
     async def story(table: FakeTable, hub: EventHub) -> None:
         watch = await hub.subscribe(0, B)

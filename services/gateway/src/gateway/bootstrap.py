@@ -18,7 +18,7 @@ from gateway.broker import BrokerLink
 from gateway.dispatcher import CHANNEL as DISPATCH_CHANNEL
 from gateway.dispatcher import Dispatcher
 from gateway.events import EventHub, PostgresEvents
-from gateway.notifications import Bell, listen
+from gateway.notifications import Bell, Bells, listen
 from gateway.relay import CHANNEL as EVENTS_CHANNEL
 from gateway.relay import Relay
 from gateway.search import Search
@@ -70,14 +70,19 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Gateway]:
     relay = Relay(thread_engine, links["relay"])
     search = Search(engine, app, links["search"], results, store, timeout_s=settings.search_timeout_ms / 1000)
     hub = EventHub(PostgresEvents(engine))
-    bells: dict[str, Bell] = {DISPATCH_CHANNEL: dispatcher.bell, EVENTS_CHANNEL: relay.bell, NUMBERED_CHANNEL: hub}
+    bells: dict[str, Bell] = {
+        DISPATCH_CHANNEL: dispatcher.bell,
+        EVENTS_CHANNEL: relay.bell,
+        NUMBERED_CHANNEL: Bells(hub, relay.numbered),
+    }
     stop = threading.Event()
     listening = (settings.database_url.get_secret_value(), bells, stop)
     threads = [threading.Thread(target=listen, args=listening, name="notifications", daemon=True)]
     if settings.dispatcher_enabled:
         threads.append(threading.Thread(target=dispatcher.run, args=(stop,), name="dispatcher", daemon=True))
     if settings.relay_enabled:
-        threads.append(threading.Thread(target=relay.run, args=(stop,), name="relay", daemon=True))
+        for name, run in (("numbering", relay.run_numbering), ("relay", relay.run_publishing)):
+            threads.append(threading.Thread(target=run, args=(stop,), name=name, daemon=True))
     for thread in threads:
         thread.start()
     following = asyncio.create_task(hub.run(), name="events")

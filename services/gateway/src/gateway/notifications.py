@@ -22,6 +22,18 @@ class Bell(Protocol):
         """Rings."""
 
 
+class Bells:
+    """Several bells on one rope."""
+
+    def __init__(self, *bells: Bell) -> None:
+        self._bells = bells
+
+    def set(self) -> None:
+        """Rings each."""
+        for bell in self._bells:
+            bell.set()
+
+
 def listen(database_url: str, bells: Mapping[str, Bell], stop: threading.Event) -> None:
     """Sets the bell of a channel whenever something is notified on it, until `stop`. Runs in a thread of its own.
 

@@ -1,7 +1,11 @@
-"""Publishes events: numbers what was committed, sends it to the broker in that order, stamps what was confirmed."""
+"""Publishes events: numbers what was committed, sends it to the broker in that order, stamps what was confirmed.
+
+Two threads, because a broker that is away must not keep events from those who read the table.
+"""
 
 import logging
 import threading
+from collections.abc import Callable
 
 from kombu import Producer
 from sqlalchemy import Connection, Engine
@@ -22,43 +26,35 @@ BATCH = 100
 
 
 class Relay:
-    """Runs in a thread of its own. Of all of them, in all processes, one leads: the one that holds the lock."""
+    """Of all relays, in all processes, one numbers and one publishes: those that hold the lock for it."""
 
     def __init__(self, engine: Engine, link: BrokerLink) -> None:
         self._engine = engine
         self._link = link
         self.bell = threading.Event()
-        """Set it to have the relay look at once."""
+        """Set it to have new events numbered at once."""
+        self.numbered = threading.Event()
+        """Set it to have numbered events published at once."""
 
-    def run(self, stop: threading.Event) -> None:
-        """Publishes until `stop` is set (ring the bell as well); outlives every outage of broker and database."""
-        failures = 0
-        while not stop.is_set():
-            try:
-                with self._engine.connect() as connection:
-                    # The lock belongs to the session, which must end with us and not go back to the pool.
-                    connection.detach()
-                    while not stop.is_set() and not _lead(connection):
-                        stop.wait(POLL_S)
-                    while not stop.is_set():
-                        self.bell.clear()
-                        is_idle = not self.publish_once(connection)
-                        failures = 0
-                        if is_idle:
-                            self.bell.wait(POLL_S)
-            except Exception as error:  # a thread that ends would end all events, silently
-                failures += 1
-                pause_s = min(MAX_PAUSE_S, 0.1 * 2**failures)
-                log.warning("relay.pause", extra={"error": repr(error), "pause_s": pause_s})
-                stop.wait(pause_s)
+    def run_numbering(self, stop: threading.Event) -> None:
+        """Numbers until `stop` is set (ring the bell as well); needs no broker, and outlives the database's outages."""
+        self._lead("numbering", events.lead_numbering, self.number_once, self.bell, stop)
 
-    def publish_once(self, connection: Connection) -> int:
-        """Publishes up to a batch of events over the leader's own connection; returns how many. Raises what stopped it.
+    def run_publishing(self, stop: threading.Event) -> None:
+        """Publishes until `stop` is set (set `numbered` as well); outlives every outage of broker and database."""
+        self._lead("publishing", events.lead_publishing, self.publish_once, self.numbered, stop)
+
+    def number_once(self, connection: Connection) -> int:
+        """Numbers up to a batch of events over the leader's own connection; returns how many.
 
         When the connection is lost, so is the lock: nothing is numbered by two relays at once.
         """
-        while events.number_events(connection, BATCH) == BATCH:
-            connection.commit()  # readers get them all, also while the broker takes none
+        count = events.number_events(connection, BATCH)
+        connection.commit()
+        return count
+
+    def publish_once(self, connection: Connection) -> int:
+        """Publishes up to a batch of numbered events; returns how many. Raises what stopped it."""
         waiting = events.unpublished_events(connection, BATCH)
         connection.commit()  # no transaction is open while we talk to the broker
         confirmed: list[int] = []
@@ -75,12 +71,40 @@ class Relay:
                 connection.commit()
         return len(confirmed)
 
+    def _lead(
+        self,
+        role: str,
+        lead: Callable[[Connection], bool],
+        work_once: Callable[[Connection], int],
+        bell: threading.Event,
+        stop: threading.Event,
+    ) -> None:
+        failures = 0
+        while not stop.is_set():
+            try:
+                with self._engine.connect() as connection:
+                    # The lock belongs to the session, which must end with us and not go back to the pool.
+                    connection.detach()
+                    while not stop.is_set() and not _is_leader(connection, role, lead):
+                        stop.wait(POLL_S)
+                    while not stop.is_set():
+                        bell.clear()
+                        is_idle = not work_once(connection)
+                        failures = 0
+                        if is_idle:
+                            bell.wait(POLL_S)
+            except Exception as error:  # a thread that ends would end all events, silently
+                failures += 1
+                pause_s = min(MAX_PAUSE_S, 0.1 * 2**failures)
+                log.warning("relay.pause", extra={"role": role, "error": repr(error), "pause_s": pause_s})
+                stop.wait(pause_s)
 
-def _lead(connection: Connection) -> bool:
-    is_leader = events.lead_relay(connection)
+
+def _is_leader(connection: Connection, role: str, lead: Callable[[Connection], bool]) -> bool:
+    is_leader = lead(connection)
     connection.commit()
     if is_leader:
-        log.info("relay.leading")
+        log.info("relay.leading", extra={"role": role})
     return is_leader
 
 

@@ -16,16 +16,22 @@ NUMBERED_CHANNEL = "darkroom_events_numbered"
 FINAL_TYPES = (EventType.IMAGE_READY, EventType.IMAGE_FAILED, EventType.IMAGE_DELETED)
 """After one of these nothing more happens to an image unless somebody asks for it."""
 
-_RELAY_LOCK = 0x72656C61  # "rela"
+_NUMBERING_LOCK = 0x72656C61  # "rela"
+_PUBLISHING_LOCK = 0x7075626C  # "publ"
 
 
-def lead_relay(connection: Connection) -> bool:
-    """Whether this connection is the one relay from now until it closes (a session-level advisory lock)."""
-    return bool(connection.scalar(select(func.pg_try_advisory_lock(_RELAY_LOCK))))
+def lead_numbering(connection: Connection) -> bool:
+    """Whether this connection alone numbers events from now until it closes (a session-level advisory lock)."""
+    return bool(connection.scalar(select(func.pg_try_advisory_lock(_NUMBERING_LOCK))))
+
+
+def lead_publishing(connection: Connection) -> bool:
+    """Whether this connection alone publishes events from now until it closes, so that they go out in order."""
+    return bool(connection.scalar(select(func.pg_try_advisory_lock(_PUBLISHING_LOCK))))
 
 
 def number_events(connection: Connection, limit: int) -> int:
-    """Numbers committed events in the order of their rows; returns how many. Only the leading relay may call it.
+    """Numbers committed events in the order of their rows; returns how many. Only who leads the numbering may call it.
 
     A row that commits later gets a later number, so a reader that has seen number n has seen all before it. Readers
     are notified with the commit.
