@@ -17,6 +17,7 @@ from darkroom.contracts.messages import RecordFailure, Work
 from darkroom.contracts.tasks import RECORD_FAILURE, TaskContract
 from darkroom.errors import PermanentError, TransientError
 from darkroom.settings import BrokerSettings, TaskSettings
+from darkroom.telemetry.publishing import TracedAMQP
 
 ArgumentsT = TypeVar("ArgumentsT", bound=Message)
 ResultT = TypeVar("ResultT", bound=Message)
@@ -31,6 +32,7 @@ def create_app(name: str, broker: BrokerSettings, tasks: TaskSettings) -> Celery
         backend=broker.result_url.get_secret_value(),
         set_as_current=False,  # a process may hold several, as the tests do; nothing finds one by accident
     )
+    app.amqp_cls = TracedAMQP  # every message carries its trace and its time
     app.conf.update(
         # JSON only: a pickled message would run code in whoever reads it.
         accept_content=["json"],

@@ -131,3 +131,33 @@ class WorkerSettings(Settings):
     """Slots of a prefork or threads worker; 0: one for each core."""
     heartbeat_file: Path | None = None
     """Touched by the worker's loop every 2 s; a health check reads its age."""
+
+
+class TracingSettings(BaseSettings):
+    """Of OpenTelemetry's own variables those that Darkroom looks at itself; its SDK reads all of them."""
+
+    model_config = SettingsConfigDict(env_prefix="OTEL_", frozen=True, extra="ignore", env_ignore_empty=True)
+
+    exporter_otlp_endpoint: str | None = None
+    exporter_otlp_traces_endpoint: str | None = None
+    exporter_otlp_protocol: str = "http/protobuf"
+    traces_exporter: str = "otlp"
+    sdk_disabled: bool = False
+    service_name: str | None = None
+    bsp_schedule_delay: int = Field(1000, ge=1)
+    """Milliseconds that a finished span waits for company: a process that is killed takes no more with it."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether spans go anywhere. Without an endpoint they do not: the standard's default would be a guess."""
+        endpoint = self.exporter_otlp_traces_endpoint or self.exporter_otlp_endpoint
+        return endpoint is not None and not self.sdk_disabled and self.traces_exporter != "none"
+
+    @model_validator(mode="after")
+    def _over_http(self) -> "TracingSettings":
+        if self.is_on and self.exporter_otlp_protocol != "http/protobuf":
+            raise ValueError(
+                f"OTEL_EXPORTER_OTLP_PROTOCOL is {self.exporter_otlp_protocol!r}; Darkroom sends http/protobuf only: "
+                "leave it out, and name the backend's port for OTLP over HTTP, which is usually 4318"
+            )
+        return self

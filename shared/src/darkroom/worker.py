@@ -13,10 +13,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from celery import Celery, bootsteps
-from celery.signals import task_postrun, task_prerun, worker_before_create_process
+from celery.signals import (
+    task_postrun,
+    task_prerun,
+    worker_before_create_process,
+    worker_process_init,
+    worker_process_shutdown,
+)
 
 from darkroom.celery_app import await_no_results, declare_topology
 from darkroom.errors import ConfigurationError
+from darkroom.settings import TracingSettings
+from darkroom.telemetry import tracing
+from darkroom.telemetry.processing import trace_tasks
 from darkroom.topology import Node, queues_of
 
 log = logging.getLogger(__name__)
@@ -104,8 +113,24 @@ def run_worker(
         watchdog.start()
     if options.pool == "prefork":
         worker_before_create_process.connect(_share_memory, weak=False)
+    _trace(app, options)
     _declare_topology(app)
-    app.worker_main([*options.command_line(), *extra])
+    try:
+        app.worker_main([*options.command_line(), *extra])
+    finally:
+        tracing.stop()
+
+
+def _trace(app: Celery, options: WorkerOptions) -> None:
+    """Traces the tasks of this worker in the processes that run them; each sends what it has when it ends."""
+    TracingSettings()  # a wrong one ends this process, not each of its children
+    trace_tasks()
+    if options.pool != "prefork":
+        tracing.start(app.main, options.node.value)
+        return
+    # Not before the fork: the thread that sends would be missing in the children.
+    worker_process_init.connect(lambda **_: tracing.start(app.main, options.node.value), weak=False)
+    worker_process_shutdown.connect(lambda **_: tracing.stop(), weak=False)
 
 
 def _share_memory(**_: Any) -> None:

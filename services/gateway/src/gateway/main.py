@@ -11,6 +11,8 @@ from pydantic import ValidationError
 
 from darkroom.errors import ConfigurationError
 from darkroom.logs import configure_logs
+from darkroom.settings import TracingSettings
+from darkroom.telemetry import tracing
 from gateway.grpc.server import listening
 from gateway.rest.app import create_app
 from gateway.settings import GatewaySettings
@@ -38,9 +40,11 @@ def main() -> None:
     """Serves REST and gRPC until SIGTERM or SIGINT; what is being answered is finished first."""
     try:
         settings = GatewaySettings()
+        TracingSettings()
     except (ValidationError, ConfigurationError) as error:
         sys.exit(f"darkroom-gateway cannot start: {error}")
     configure_logs("gateway", settings)
+    tracing.start("gateway")
     app = create_app(settings, partial(listening, grace_s=GRACEFUL_SHUTDOWN_S))
     config = uvicorn.Config(
         app,
@@ -54,6 +58,7 @@ def main() -> None:
     server = Server(app, config)
     with suppress(KeyboardInterrupt):  # uvicorn has stopped in order, and raises it once more
         server.run()
+    tracing.stop()
     if not server.started:
         sys.exit("darkroom-gateway could not start; the log says why")
 
