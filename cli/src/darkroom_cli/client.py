@@ -290,6 +290,32 @@ class Darkroom:
         """The usage reports, the newest first."""
         return cast(list[dict[str, Any]], self._get("/v1/reports")["reports"])
 
+    def dead_letters(self, *, outcome: str | None = None, limit: int = 50) -> dict[str, Any]:
+        """The newest dead letters, of one outcome if given, the counts of all, and whether the broker has any."""
+        wanted = {"limit": limit} | ({"outcome": outcome} if outcome else {})
+        return cast(dict[str, Any], self._get("/v1/dead-letters", wanted))
+
+    def dead_letter(self, number: int) -> dict[str, Any]:
+        """One dead letter with its headers and its body."""
+        return cast(dict[str, Any], self._get(f"/v1/dead-letters/{number}"))
+
+    def replay_dead_letter(self, number: int) -> dict[str, Any]:
+        """Has a dead letter's work done; twice is once."""
+        path = f"/v1/dead-letters/{number}:replay"
+        return cast(dict[str, Any], self._json(self._persistently(lambda: self._http.post(path))))
+
+    def replay_dead_letters(self) -> dict[str, int]:
+        """Replays all that wait for a person; how many, and how many could not be."""
+        return cast(dict[str, int], self._json(self._persistently(lambda: self._http.post("/v1/dead-letters:replay"))))
+
+    def drop_dead_letter(self, number: int) -> None:
+        """Forgets a dead letter."""
+        self._checked(self._once(lambda: self._http.delete(f"/v1/dead-letters/{number}")))
+
+    def drop_dead_letters(self) -> int:
+        """Forgets all that wait for a person; returns how many."""
+        return int(self._json(self._once(lambda: self._http.delete("/v1/dead-letters")))["dropped"])
+
     def readiness(self) -> dict[str, Any]:
         """What `/readyz` answers, also while the gateway is not ready."""
         return cast(dict[str, Any], self._once(lambda: self._http.get("/readyz")).json())

@@ -348,6 +348,76 @@ def report(as_json: bool) -> None:
         out.print("no report yet: one is made every Monday at 07:30 UTC")
 
 
+@main.group("dead-letters")
+def dead_letters() -> None:
+    """Look at messages that no worker could take; replay or drop them."""
+
+
+numbers_argument = click.argument("numbers", nargs=-1, type=click.IntRange(1), metavar="NO...")
+all_option = click.option("--all", "is_all", is_flag=True, help="All that wait for a person.")
+
+
+@dead_letters.command("list")
+@click.option("--kept", "is_kept", is_flag=True, help="Only those that wait for a person.")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 200))
+@json_option
+def list_dead_letters(is_kept: bool, limit: int, as_json: bool) -> None:
+    """Show the newest dead letters and what became of each."""
+    with _client() as client:
+        listed = client.dead_letters(outcome="kept" if is_kept else None, limit=limit)
+    if as_json:
+        _print_json(listed)
+    else:
+        out.print(rendering.dead_letters_page(listed, datetime.now(UTC)))
+
+
+@dead_letters.command("show")
+@click.argument("number", type=click.IntRange(1), metavar="NO")
+@json_option
+def show_dead_letter(number: int, as_json: bool) -> None:
+    """Show one dead letter with what it says."""
+    with _client() as client:
+        letter = client.dead_letter(number)
+    if as_json:
+        _print_json(letter)
+    else:
+        out.print(rendering.dead_letter_details(letter, datetime.now(UTC)))
+
+
+@dead_letters.command("replay")
+@numbers_argument
+@all_option
+def replay_dead_letters(numbers: tuple[int, ...], is_all: bool) -> None:
+    """Have the work of dead letters done again. Doing it twice does it once."""
+    _check_numbers(numbers, is_all)
+    with _client() as client:
+        if is_all:
+            done = client.replay_dead_letters()
+            out.print(f"{done['replayed']} replayed, {done['kept']} kept")
+        for number in numbers:
+            letter = client.replay_dead_letter(number)
+            out.print(Text(f"{number}: {letter['cause']}"))
+
+
+@dead_letters.command("drop")
+@numbers_argument
+@all_option
+def drop_dead_letters(numbers: tuple[int, ...], is_all: bool) -> None:
+    """Forget dead letters for good."""
+    _check_numbers(numbers, is_all)
+    with _client() as client:
+        if is_all:
+            out.print(f"{client.drop_dead_letters()} dropped")
+        for number in numbers:
+            client.drop_dead_letter(number)
+            out.print(f"{number}: dropped")
+
+
+def _check_numbers(numbers: tuple[int, ...], is_all: bool) -> None:
+    if bool(numbers) == is_all:
+        raise click.UsageError("give either the numbers of dead letters or --all")
+
+
 class _Restarts(logging.Handler):
     """Says on the terminal when the supervisor starts a process again."""
 

@@ -278,6 +278,49 @@ def _processes_table(states: Mapping[str, ProcessState], now: datetime) -> Rende
     return shown
 
 
+OUTCOME_STYLES = {"kept": "red", "failed_image": "yellow", "replayed": "green"}
+
+
+def outcome_text(outcome: str) -> Text:
+    """What became of a dead letter, in its colour."""
+    return Text(outcome.replace("_", " "), OUTCOME_STYLES.get(outcome, "dim"))
+
+
+def dead_letters_page(listed: Mapping[str, Any], now: datetime) -> RenderableType:
+    """The newest dead letters, and how many there are of each outcome."""
+    parts: list[RenderableType] = [] if listed["supported"] else [Text(listed["note"], "yellow")]
+    if listed["dead_letters"]:
+        shown = table("no", "died", "queue", "task", "reason", "outcome", "cause", right=("no",), elastic=("cause",))
+        for letter in listed["dead_letters"]:
+            task = (letter["task"] or NOTHING).rpartition(".")[2]
+            died = f"{letter['reason'].replace('_', ' ')}, {letter['deaths']}{TIMES}"
+            since = ago(letter["received_at"], now)
+            cells = (str(letter["id"]), since, letter["queue"] or NOTHING, task, died, outcome_text(letter["outcome"]))
+            shown.add_row(*cells, name_text(letter["cause"]))
+        counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in listed["counts"].items() if count)
+        parts += [shown, Text(), Text(counts)]
+    elif listed["supported"]:
+        parts.append(Text("no dead letters"))
+    return Group(*parts)
+
+
+def dead_letter_details(letter: Mapping[str, Any], now: datetime) -> RenderableType:
+    """One dead letter with its body."""
+    shown = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    shown.add_column(style="dim")
+    shown.add_column(overflow="fold")
+    shown.add_row("no", str(letter["id"]))
+    shown.add_row("outcome", outcome_text(letter["outcome"]))
+    for name in ("cause", "queue", "task", "task_id", "reason", "deaths", "sha256", "generation"):
+        if letter[name] is not None:
+            shown.add_row(name.replace("_", " "), str(letter[name]))
+    shown.add_row("died", ago(letter["received_at"], now))
+    if letter["replayed_at"]:
+        shown.add_row("replayed", ago(letter["replayed_at"], now))
+    shown.add_row("body", Text(letter["body"]))
+    return shown
+
+
 def report_page(report: Mapping[str, Any]) -> RenderableType:
     """A weekly usage report: photos, new bytes, speed by lane, failures by cause, storage."""
     figures = report["report"]

@@ -1,5 +1,6 @@
 """Exchanges, queues and who consumes them, as data. Nothing else in the system names a queue's arguments."""
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -48,6 +49,16 @@ DEAD_LETTERS = "dead-letters"
 def queues_of(node: Node) -> tuple[str, ...]:
     """The queues that a node consumes, in the order of declaration."""
     return tuple(queue for queue, consumer in CONSUMED_BY.items() if consumer is node)
+
+
+_DELAY = re.compile(r"^(?:[01]\.){28}")
+"""What delayed delivery puts before a key: the seconds, bit by bit."""
+
+
+def queue_of_key(routing_key: str) -> str | None:
+    """The task queue that a message with this key was meant for, also after a countdown; None for a key of others."""
+    name = _DELAY.sub("", routing_key)
+    return name if name in CONSUMED_BY else None
 
 
 def task_queue(name: str) -> Queue:

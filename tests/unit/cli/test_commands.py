@@ -89,8 +89,74 @@ def test_watching_an_image_ends_with_what_became_of_it(run, status):
     assert ("Corrupt" in done.stdout) is (status == "failed")
 
 
+LETTER = {"id": 7, "queue": "finalize", "task": "scheduler.register_model", "task_id": "t", "sha256": None}
+LETTER |= {"generation": None, "reason": "delivery_limit", "deaths": 1, "outcome": "kept", "cause": "it is [b]lost[/b]"}
+LETTER |= {"received_at": "2026-03-02T11:59:00Z", "replayed_at": None, "body_bytes": 2}
+
+
+def test_dead_letters_are_listed_with_what_became_of_them(run):
+    listed = {"supported": True, "note": None, "counts": {"kept": 1, "obsolete": 2, "replayed": 0}}
+    listed |= {"dead_letters": [LETTER], "next_page_token": None}
+    asked = []
+
+    def gateway(request: httpx.Request) -> httpx.Response:
+        asked.append(str(request.url.query, "ascii"))
+        return httpx.Response(200, json=listed)
+
+    shown = run(gateway, "dead-letters", "list", "--kept").stdout
+    for part in (
+        "7",
+        "finalize",
+        "register_model",
+        "delivery limit, 1",
+        "kept",
+        "it is [b]lost",
+        "1 kept, 2 obsolete",
+    ):
+        assert part in shown
+    assert json.loads(run(gateway, "dead-letters", "list", "--json").stdout) == listed
+    assert asked == ["limit=50&outcome=kept", "limit=50"]
+
+
+def test_a_broker_without_dead_letters_says_so(run):
+    listed = {"supported": False, "note": "Redis has none", "counts": {}, "dead_letters": [], "next_page_token": None}
+    shown = run(lambda _: httpx.Response(200, json=listed), "dead-letters", "list").stdout
+    assert shown.strip() == "Redis has none"
+
+
+def test_dead_letters_are_shown_replayed_and_dropped(run):
+    asked = []
+
+    def gateway(request: httpx.Request) -> httpx.Response:
+        asked.append(f"{request.method} {request.url.path}")
+        if request.method == "DELETE" and request.url.path.endswith("/7"):
+            return httpx.Response(204)
+        return httpx.Response(200, json=LETTER | {"body": "[bold]", "replayed": 2, "kept": 1, "dropped": 3})
+
+    assert "[bold]" in run(gateway, "dead-letters", "show", 7).stdout
+    assert run(gateway, "dead-letters", "replay", 7, 8).stdout == "7: it is [b]lost[/b]\n8: it is [b]lost[/b]\n"
+    assert run(gateway, "dead-letters", "replay", "--all").stdout == "2 replayed, 1 kept\n"
+    assert run(gateway, "dead-letters", "drop", 7).stdout == "7: dropped\n"
+    assert run(gateway, "dead-letters", "drop", "--all").stdout == "3 dropped\n"
+    assert asked == [
+        "GET /v1/dead-letters/7",
+        "POST /v1/dead-letters/7:replay",
+        "POST /v1/dead-letters/8:replay",
+        "POST /v1/dead-letters:replay",
+        "DELETE /v1/dead-letters/7",
+        "DELETE /v1/dead-letters",
+    ]
+
+
 @pytest.mark.parametrize(
-    "arguments", [["search"], ["search", "red", "--image", __file__], ["up", "--broker", "kafka://x"]]
+    "arguments",
+    [
+        ["dead-letters", "drop"],
+        ["dead-letters", "replay", "7", "--all"],
+        ["search"],
+        ["search", "red", "--image", __file__],
+        ["up", "--broker", "kafka://x"],
+    ],
 )
 def test_a_wrong_command_line_is_refused(run, arguments):
     assert run(lambda _: httpx.Response(500), *arguments).exit_code == 2

@@ -1,26 +1,85 @@
-"""A reader of dead letters outlives what it cannot settle."""
+"""A reader of dead letters loses none of them, and outlives what it cannot settle."""
 
+from typing import Any
 from unittest.mock import Mock
 
+import pytest
 from sqlalchemy.exc import OperationalError
 
-from scheduler.dead_letters import DeadLetters, Fate, dead_letter_step
+from darkroom.database.dead_letters import Outcome
+from scheduler.dead_letters import MAX_BODY_BYTES, DeadLetters, dead_letter_step, letter_of
+
+GONE = OperationalError("SELECT 1", {}, Exception("gone"))
 
 
-def test_a_letter_that_cannot_be_settled_now_is_kept_and_tried_again() -> None:
-    letters, message, worker = Mock(spec=DeadLetters), Mock(headers={}), Mock()
-    letters.settle.side_effect = [OperationalError("SELECT 1", {}, Exception("gone")), Fate.DROPPED]
+def message(**changes: Any) -> Mock:
+    given = {"headers": {}, "body": b"{}", "content_type": "application/json", "content_encoding": "utf-8"}
+    return Mock(**given | {"delivery_info": {"routing_key": "prepare"}} | changes)
+
+
+def step_of(letters: Mock) -> tuple[Any, Mock]:
+    """The step, and the timer of its worker."""
+    worker = Mock()
     step = dead_letter_step(letters)(worker)
     step._timer = worker.timer
-    step._take(message)
-    assert not message.ack_log_error.called
-    [((_, again, arguments), _)] = worker.timer.call_after.call_args_list
+    return step, worker.timer
+
+
+@pytest.mark.parametrize("kept", [None, GONE, ValueError("a bug")])
+def test_a_letter_that_cannot_be_written_down_now_is_held_and_tried_again(kept: Exception | None) -> None:
+    letters, letter = Mock(spec=DeadLetters), message()
+    letters.settle.side_effect = [GONE if kept is None else AttributeError("a bug"), Outcome.OBSOLETE]
+    letters.keep.side_effect = kept
+    step, timer = step_of(letters)
+    step._take(letter)
+    assert not letter.ack_log_error.called
+    [((_, again, arguments), _)] = timer.call_after.call_args_list
     again(*arguments)
-    assert message.ack_log_error.call_count == 1
+    assert letter.ack_log_error.call_count == 1
 
 
-def test_a_letter_that_breaks_the_reader_does_not_break_the_worker() -> None:
-    letters, message = Mock(spec=DeadLetters), Mock(headers={})
+def test_a_letter_that_breaks_the_reader_is_kept_for_a_person() -> None:
+    letters, letter = Mock(spec=DeadLetters), message()
     letters.settle.side_effect = AttributeError("a bug")
-    dead_letter_step(letters)(Mock())._take(message)
-    assert message.ack_log_error.call_count == 1
+    step_of(letters)[0]._take(letter)
+    [((kept, fault), _)] = letters.keep.call_args_list
+    assert kept.body == b"{}"
+    assert "AttributeError" in fault
+    assert letter.ack_log_error.call_count == 1
+
+
+DEATHS = [{"queue": "embed", "reason": "delivery_limit", "count": 1}, {"queue": "prepare", "count": 2}]
+
+
+def test_a_letter_tells_where_and_why_it_died_last() -> None:
+    headers = {"task": "a.b", "id": "7", "x-death": DEATHS}
+    letter = letter_of(headers, "prepare", b"[]", {"content_type": "application/json"})
+    assert (letter.queue, letter.reason, letter.deaths, letter.task_id) == ("embed", "delivery_limit", 3, "7")
+
+
+@pytest.mark.parametrize(
+    ("key", "queue"), [("prepare.bulk", "prepare.bulk"), ("0." * 27 + "1.embed", "embed"), ("other", None)]
+)
+def test_without_a_record_of_its_death_the_key_names_its_queue(key: str, queue: str | None) -> None:
+    letter = letter_of({}, key, b"", {})
+    assert (letter.queue, letter.reason, letter.deaths) == (queue, "unknown", 1)
+
+
+def test_a_letter_is_known_again_when_it_is_delivered_twice_and_not_when_it_dies_twice() -> None:
+    first = letter_of({"id": "1", "x-delivery-count": 1}, "prepare", b"x", {})
+    assert letter_of({"x-delivery-count": 2, "id": "1"}, "prepare", b"x", {}).fingerprint == first.fingerprint
+    assert letter_of({"id": "1", "darkroom-replays": 1}, "prepare", b"x", {}).fingerprint != first.fingerprint
+    assert letter_of({"id": "1"}, "prepare", b"y", {}).fingerprint != first.fingerprint
+
+
+def test_what_is_too_long_is_cut_and_its_length_kept() -> None:
+    letter = letter_of({"x": "y" * MAX_BODY_BYTES}, "prepare", b"x" * (MAX_BODY_BYTES + 1), {})
+    assert (len(letter.body), letter.body_bytes, letter.headers) == (MAX_BODY_BYTES, MAX_BODY_BYTES + 1, None)
+
+
+def test_no_header_is_refused_by_the_database() -> None:
+    letter = letter_of({"task": "a\0b\ud800", "id": 3, "n": b"\0", "x-death": "no list"}, "k\0", b"\0", {})
+    assert letter.task == "a\ufffdb?"
+    assert letter.headers is not None
+    assert letter.headers.isascii()
+    assert "\0" not in letter.headers

@@ -15,6 +15,7 @@ from darkroom.database.engine import async_engine, sync_engine
 from darkroom.database.events import NUMBERED_CHANNEL
 from darkroom.storage import BlobStore, open_blob_store
 from gateway.broker import BrokerLink
+from gateway.dead_letters import DeadLetters
 from gateway.dispatcher import CHANNEL as DISPATCH_CHANNEL
 from gateway.dispatcher import Dispatcher
 from gateway.events import EventHub, PostgresEvents
@@ -42,6 +43,7 @@ class Gateway:
     broker: BrokerLink
     """The dispatcher's."""
     events: EventHub
+    dead_letters: DeadLetters
 
     def wake(self) -> None:
         """Has new rows dispatched and new events published at once."""
@@ -54,7 +56,7 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Gateway]:
     """A gateway whose threads run inside the block. Needs no server to be there at the start."""
     app = create_app("gateway", settings, settings)
     bound_publishing(app)
-    links = {name: BrokerLink(app) for name in ("dispatcher", "relay", "search")}
+    links = {name: BrokerLink(app) for name in ("dispatcher", "relay", "search", "replaying")}
     engine, thread_engine = async_engine(settings), sync_engine(settings)
     store = open_blob_store(settings.blob_url)
     # No timeout for reads: a search waits for its answer as long as its own limit allows.
@@ -70,6 +72,8 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Gateway]:
     relay = Relay(thread_engine, links["relay"])
     search = Search(engine, app, links["search"], results, store, timeout_s=settings.search_timeout_ms / 1000)
     hub = EventHub(PostgresEvents(engine))
+    has_dead_letters = settings.broker_url.get_secret_value().startswith("amqp")
+    letters = DeadLetters(engine, links["replaying"], has_dead_letters=has_dead_letters)
     bells: dict[str, Bell] = {
         DISPATCH_CHANNEL: dispatcher.bell,
         EVENTS_CHANNEL: relay.bell,
@@ -94,12 +98,13 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Gateway]:
         for thread in threads:
             thread.join(STOP_S)
         search.close()
+        letters.close()
         for link in links.values():
             link.close()
         thread_engine.dispose()
 
     try:
-        yield Gateway(settings, engine, store, results, search, dispatcher, relay, links["dispatcher"], hub)
+        yield Gateway(settings, engine, store, results, search, dispatcher, relay, links["dispatcher"], hub, letters)
     finally:
         hub.close()
         await run_sync(end)

@@ -12,6 +12,7 @@ from sqlalchemy import Row
 
 from darkroom.contracts.base import Lane, ThumbnailSize
 from darkroom.contracts.problems import Problem
+from darkroom.database.dead_letters import Outcome
 from darkroom.database.images import ImageFilter
 from darkroom.workflow import task_ids
 from gateway.receiving import invalid_field
@@ -349,3 +350,54 @@ class Reports(BaseModel):
     """Newest first."""
 
     reports: list[Report]
+
+
+class DeadLetter(BaseModel):
+    """A message that no worker could take, and what became of it."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: int
+    queue: str | None = Field(description="Where it died.")
+    task: str | None
+    task_id: str | None
+    sha256: str | None = Field(description="The photo that it was about; null when it was about none.")
+    generation: int | None
+    reason: str = Field(description="The broker's word: rejected, delivery_limit, expired, maxlen.")
+    deaths: int
+    outcome: Outcome
+    cause: str = Field(description="Why that became of it.")
+    received_at: datetime
+    replayed_at: datetime | None
+    body_bytes: int
+
+
+class DeadLetterContent(DeadLetter):
+    """A dead letter with what it says; the body up to 64 KiB, the headers null when they were longer than that."""
+
+    content_type: str | None
+    headers: dict[str, JsonValue] | None
+    body: str
+
+
+class DeadLetterList(BaseModel):
+    """One page, newest first; the token asks for the next and is null on the last."""
+
+    supported: bool = Field(description="Whether the broker has dead letters at all; `note` says why not.")
+    note: str | None
+    counts: dict[Outcome, int] = Field(description="How many are held, by outcome.")
+    dead_letters: list[DeadLetter]
+    next_page_token: str | None
+
+
+class Replayed(BaseModel):
+    """How many dead letters were replayed, and how many could not be."""
+
+    replayed: int
+    kept: int
+
+
+class Dropped(BaseModel):
+    """How many dead letters were dropped."""
+
+    dropped: int

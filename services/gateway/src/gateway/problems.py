@@ -110,6 +110,16 @@ def results_away() -> Problem:
     )
 
 
+def broker_away(cause: BaseException) -> UnavailableError:
+    """The broker does not take a message."""
+    return UnavailableError.of(
+        "broker-unavailable",
+        "The broker is away",
+        f"The message broker does not answer ({type(cause).__name__}).",
+        remedy="Try again; uploads go on being accepted meanwhile.",
+    )
+
+
 def storage_full() -> Problem:
     """The blob store has no room left."""
     return problem(

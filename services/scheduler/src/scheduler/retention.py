@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from darkroom.contracts import keys
 from darkroom.contracts.base import BlobKey, ModelId, Sha256
 from darkroom.contracts.messages import JobReport
-from darkroom.database import upkeep, uploads, vectors
+from darkroom.database import dead_letters, upkeep, uploads, vectors
 from darkroom.storage import INCOMING, BlobInfo, BlobStore
 from scheduler.settings import SchedulerSettings
 
@@ -35,6 +35,12 @@ FENCES_EXPIRE = timedelta(days=1)
 FENCES_THIN_AFTER = timedelta(hours=1)
 FENCES_KEPT_EVERY_S = 600
 """Of older fences one in ten minutes is enough: 46,000 a day become 3,000, read at every tick."""
+
+DEAD_LETTERS_EXPIRE = timedelta(days=7)
+"""Those that were dealt with: history, for who asks what happened last week."""
+
+KEPT_LETTERS_EXPIRE = timedelta(days=90)
+"""Those that waited for a person all the time."""
 
 SWEPT_AT_ONCE = 1000
 """Originals marked in one transaction."""
@@ -151,7 +157,10 @@ def forget_rows(engine: Engine) -> int:
         count += upkeep.forget_events(connection, now - EVENTS_EXPIRE)
         count += upkeep.forget_fences(connection, now - FENCES_EXPIRE)
         count += upkeep.thin_fences(connection, now - FENCES_THIN_AFTER, FENCES_KEPT_EVERY_S)
-    return count
+        letters = dead_letters.forget(connection, now - DEAD_LETTERS_EXPIRE, now - KEPT_LETTERS_EXPIRE)
+        if letters:
+            dead_letters.show_counts(connection)
+    return count + letters
 
 
 def _chunks(blobs: Iterator[BlobInfo], size: int) -> Iterator[list[BlobInfo]]:

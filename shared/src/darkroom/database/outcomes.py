@@ -100,9 +100,18 @@ def retry_image(connection: Connection, image_id: UUID) -> str | None:
     _lock(connection, sha256)
     state = connection.scalar(select(images.c.state).where(images.c.id == image_id))
     if state == "failed":
-        _begin_anew(connection, sha256)
-        _move(connection, _images_of(connection, sha256, "failed"), "in_flight")
+        retry_original(connection, sha256)
     return None if state == "deleted" else state
+
+
+def retry_original(connection: Connection, sha256: Sha256) -> bool:
+    """Sends a failed original through again, with every failed image of it; false when there is none."""
+    _lock(connection, sha256)
+    failed = _images_of(connection, sha256, "failed")
+    if failed:
+        _begin_anew(connection, sha256)
+        _move(connection, failed, "in_flight")
+    return bool(failed)
 
 
 def send_again(connection: Connection, shas: Sequence[Sha256], dispatched_before: datetime, backoff_s: int) -> int:

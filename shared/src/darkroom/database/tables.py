@@ -172,6 +172,29 @@ fences = sa.Table(
     sa.Column("answer", sa.Text),
 )
 
+dead_letters = sa.Table(
+    "dead_letters",
+    metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("fingerprint", sa.Uuid, nullable=False, unique=True),
+    sa.Column("queue", sa.Text),
+    sa.Column("task", sa.Text),
+    sa.Column("task_id", sa.Text),
+    _hash(),
+    sa.Column("generation", sa.Integer),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("deaths", sa.Integer, nullable=False),
+    sa.Column("outcome", sa.Text, nullable=False),
+    sa.Column("cause", sa.Text, nullable=False),
+    _moment("received_at", required=True),
+    _moment("replayed_at"),
+    sa.Column("headers", sa.Text),
+    sa.Column("content_type", sa.Text),
+    sa.Column("content_encoding", sa.Text),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("body_bytes", sa.BigInteger, nullable=False),
+)
+
 periodic_jobs = sa.Table(
     "periodic_jobs",
     metadata,
