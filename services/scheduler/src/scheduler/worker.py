@@ -1,4 +1,4 @@
-"""The scheduler's processes: `darkroom-scheduler migrate|finalize|maintenance|beat`."""
+"""The scheduler's processes and commands: `darkroom-scheduler migrate|finalize|maintenance|beat|backup|restore`."""
 
 import argparse
 import sys
@@ -8,10 +8,11 @@ from functools import cache
 from celery import Celery
 from pydantic import ValidationError
 from redis import Redis
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 from darkroom.celery_app import bound_publishing, create_app
 from darkroom.database.engine import migrate, sync_engine
-from darkroom.errors import ConfigurationError
+from darkroom.errors import DarkroomError
 from darkroom.logs import configure_logs
 from darkroom.settings import (
     BrokerSettings,
@@ -26,6 +27,7 @@ from darkroom.topology import Node
 from darkroom.tries import TriesMarkers
 from darkroom.worker import WorkerOptions, run_worker
 from scheduler.beat import run_beat
+from scheduler.commands import add_commands
 from scheduler.dead_letters import DeadLetters, add_dead_letters
 from scheduler.schedule import JOBS
 from scheduler.settings import SchedulerSettings
@@ -137,15 +139,22 @@ PROCESSES = {
 
 
 def main() -> None:
-    """Runs one of the processes; a wrong setting ends it at once, with the remedy."""
+    """Runs one of the processes or commands; a wrong setting ends it at once, with the remedy."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("process", choices=PROCESSES)
-    process = parser.parse_args().process
-    configure_logs("scheduler", LogSettings())
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, process in PROCESSES.items():
+        commands.add_parser(name, help=process.__doc__).set_defaults(process=process)
+    add_commands(commands)
+    arguments = parser.parse_args()
     try:
-        PROCESSES[process]()
-    except (ConfigurationError, ValidationError) as error:
+        if "run" in arguments:
+            sys.exit(arguments.run(arguments))
+        configure_logs("scheduler", LogSettings())
+        arguments.process()
+    except (DarkroomError, ValidationError) as error:
         sys.exit(str(error))
+    except (OperationalError, InterfaceError) as error:
+        sys.exit(f"the database does not answer: {error.orig}")
 
 
 if __name__ == "__main__":
