@@ -97,15 +97,18 @@ def redis_url(redis_server: RedisServer) -> str:
 
 
 @pytest.fixture(scope="session")
-def rabbit_url(server_folder: Path) -> Iterator[str]:
-    """The run's RabbitMQ."""
-    if url := os.environ.get("DARKROOM_TEST_BROKER_URL"):
-        yield url
-        return
+def rabbit_server(server_folder: Path) -> Iterator[RabbitServer]:
+    """A RabbitMQ of this run."""
     server = RabbitServer(server_folder / "rabbitmq")
     server.start()
-    yield server.url
+    yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def rabbit_url(request: pytest.FixtureRequest) -> str:
+    """The run's RabbitMQ, or the one that was asked for."""
+    return os.environ.get("DARKROOM_TEST_BROKER_URL") or str(request.getfixturevalue("rabbit_server").url)
 
 
 @pytest.fixture

@@ -10,6 +10,10 @@ from celery.backends.redis import RedisBackend
 from celery.canvas import Signature
 from celery.exceptions import Ignore, Reject
 from kombu import Connection
+from kombu.transport.native_delayed_delivery import (
+    bind_queue_to_native_delayed_delivery_exchange,
+    declare_native_delayed_delivery_exchanges_and_queues,
+)
 
 from darkroom import topology
 from darkroom.contracts.base import Lane, Message
@@ -41,7 +45,7 @@ def create_app(name: str, broker: BrokerSettings, tasks: TaskSettings) -> Celery
         enable_utc=True,
         timezone="UTC",
         # The topology is data; a misspelt queue is an error, not a new classic queue.
-        task_queues=topology.task_queues(),
+        task_queues=topology.task_queues(declare=broker.broker_declare),
         task_create_missing_queues=False,
         task_default_queue="finalize",
         task_default_exchange=topology.TASKS.name,
@@ -68,8 +72,9 @@ def create_app(name: str, broker: BrokerSettings, tasks: TaskSettings) -> Celery
         # Reconnect for ever: a worker that gives up needs a person.
         broker_connection_max_retries=None,
         broker_transport_options=_transport_options(broker_url, tasks),
-        # Our own: `bind` gives it to every task.
+        # Our own: `bind` gives the first to every task, and `ensure_topology` obeys the second.
         darkroom_max_retries=tasks.task_max_retries,
+        darkroom_declare=broker.broker_declare,
     )
     return app
 
@@ -134,6 +139,31 @@ def declare_topology(connection: Connection) -> None:
             exchange(channel).declare()
         for queue in (*topology.task_queues(), topology.dead_letter_queue()):
             queue(channel).declare()
+
+
+def declare_delayed_delivery(connection: Connection) -> None:
+    """Declares what carries messages with a countdown on RabbitMQ, and leads them back to every task queue.
+
+    A worker that may declare does the same by itself; this is for the owner of a topology whose workers may not.
+    """
+    declare_native_delayed_delivery_exchanges_and_queues(connection, "quorum")
+    for queue in topology.task_queues():
+        bind_queue_to_native_delayed_delivery_exchange(connection, queue)
+
+
+def ensure_topology(app: Celery, connection: Connection) -> None:
+    """Declares the topology, or sees that it is there in a process that may not (`DARKROOM_BROKER_DECLARE=false`).
+
+    Raises whatever the broker's client raises; when something is missing, a `NotFound` of the channel.
+    """
+    if app.conf.darkroom_declare:
+        declare_topology(connection)
+        return
+    with connection.channel() as channel:
+        for exchange in (topology.TASKS, topology.EVENTS, topology.DEAD):
+            exchange(channel).declare(passive=True)
+        for queue in (*topology.task_queues(), topology.dead_letter_queue()):
+            queue(channel).queue_declare(passive=True)
 
 
 def request(

@@ -3,20 +3,39 @@
 `.env.example` lists them with unit and default; a test compares the two.
 """
 
+import os
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SecretsSettingsSource, SettingsConfigDict
 
 from darkroom.contracts.base import OutputFormat
 from darkroom.contracts.keys import Recipe
 
+SECRETS_DIR = "DARKROOM_SECRETS_DIR"
+"""Names the folder with a file for each setting that the environment does not have, named as the variable would be."""
+
 
 class Settings(BaseSettings):
-    """Base: prefix `DARKROOM_`, frozen, blank means default."""
+    """Base: prefix `DARKROOM_`, frozen, blank means default; what is not in the environment may be in `SECRETS_DIR`."""
 
     model_config = SettingsConfigDict(env_prefix="DARKROOM_", frozen=True, extra="ignore", env_ignore_empty=True)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then the environment, then files: an orchestrator mounts secrets, and shows its environment."""
+        folder = os.environ.get(SECRETS_DIR)
+        if folder:
+            return init_settings, env_settings, SecretsSettingsSource(settings_cls, folder)
+        return init_settings, env_settings
 
 
 class BrokerSettings(Settings):
@@ -30,6 +49,9 @@ class BrokerSettings(Settings):
     """How long a finished task's result can be asked for."""
     chord_expires_s: int = Field(7 * 86_400, ge=60)
     """Longest backlog whose joins survive."""
+    broker_declare: bool = True
+    """Whether this process declares exchanges and queues; false where it may not, and `darkroom-scheduler topology`
+    has done it."""
 
 
 class TaskSettings(Settings):

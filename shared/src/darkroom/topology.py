@@ -61,13 +61,17 @@ def queue_of_key(routing_key: str) -> str | None:
     return name if name in CONSUMED_BY else None
 
 
-def task_queue(name: str) -> Queue:
-    """A durable quorum queue of `darkroom.tasks`, bound under its own name. Redis ignores the arguments."""
+def task_queue(name: str, *, declare: bool = True) -> Queue:
+    """A durable quorum queue of `darkroom.tasks`, bound under its own name. Redis ignores the arguments.
+
+    Without `declare` it is only used: Celery and kombu leave it as somebody else has declared it.
+    """
     return Queue(
         name,
         TASKS,
         routing_key=name,
         durable=True,
+        no_declare=not declare,
         queue_arguments={
             "x-queue-type": "quorum",
             "x-delivery-limit": DELIVERY_LIMIT,
@@ -80,14 +84,21 @@ def task_queue(name: str) -> Queue:
     )
 
 
-def task_queues() -> tuple[Queue, ...]:
+def task_queues(*, declare: bool = True) -> tuple[Queue, ...]:
     """Every task queue. Publishers declare all of them too: delayed delivery binds what it knows."""
-    return tuple(task_queue(name) for name in CONSUMED_BY)
+    return tuple(task_queue(name, declare=declare) for name in CONSUMED_BY)
 
 
-def dead_letter_queue() -> Queue:
+def dead_letter_queue(*, declare: bool = True) -> Queue:
     """Where every rejected or too often delivered message ends."""
-    return Queue(DEAD_LETTERS, DEAD, routing_key="#", durable=True, queue_arguments={"x-queue-type": "quorum"})
+    return Queue(
+        DEAD_LETTERS,
+        DEAD,
+        routing_key="#",
+        durable=True,
+        no_declare=not declare,
+        queue_arguments={"x-queue-type": "quorum"},
+    )
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Starting a Celery worker: its options in one place, checked against what its pool really obeys."""
 
+import argparse
 import gc
 import logging
 import os
@@ -8,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +21,9 @@ from celery.signals import (
     worker_process_init,
     worker_process_shutdown,
 )
+from celery.worker.consumer import Consumer
 
-from darkroom.celery_app import await_no_results, declare_topology
+from darkroom.celery_app import await_no_results, ensure_topology
 from darkroom.errors import ConfigurationError
 from darkroom.settings import TracingSettings
 from darkroom.telemetry import tracing
@@ -91,6 +93,33 @@ class WorkerOptions:
         return arguments
 
 
+def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
+    """Lets a worker's command say what `celery worker` would be told; `with_arguments` takes it in."""
+    group = parser.add_argument_group(
+        "worker", "Celery's options, for a deployment that shows them. Numbers count; the others must be what they are."
+    )
+    group.add_argument("--queues", help="comma-separated")
+    group.add_argument("--pool")
+    group.add_argument("-O", dest="optimization", choices=["fair"])
+    group.add_argument("--concurrency", type=int)
+    group.add_argument("--prefetch-multiplier", type=int)
+    group.add_argument("--max-tasks-per-child", type=int)
+    group.add_argument("--max-memory-per-child", type=int, dest="max_memory_per_child_kib", metavar="KIB")
+
+
+def with_arguments(options: WorkerOptions, given: argparse.Namespace) -> WorkerOptions:
+    """The options with the numbers that a command line gives instead.
+
+    Raises `ConfigurationError` where it names other queues or another pool than the service was written for.
+    """
+    fixed = {"queues": ",".join(queues_of(options.node)), "pool": options.pool}
+    for name, value in fixed.items():
+        if getattr(given, name) not in (None, value):
+            raise ConfigurationError(f"--{name}={getattr(given, name)}: {options.node.value} has {value}")
+    numbers = ("concurrency", "prefetch_multiplier", "max_tasks_per_child", "max_memory_per_child_kib")
+    return replace(options, **{name: getattr(given, name) for name in numbers if getattr(given, name) is not None})
+
+
 def run_worker(
     app: Celery,
     options: WorkerOptions,
@@ -114,7 +143,9 @@ def run_worker(
     if options.pool == "prefork":
         worker_before_create_process.connect(_share_memory, weak=False)
     _trace(app, options)
-    _declare_topology(app)
+    if not app.conf.darkroom_declare:
+        app.conf.worker_consumer = UndeclaringConsumer
+    _await_topology(app)
     try:
         app.worker_main([*options.command_line(), *extra])
     finally:
@@ -139,8 +170,17 @@ def _share_memory(**_: Any) -> None:
     gc.freeze()
 
 
-def _declare_topology(app: Celery) -> None:
-    """Waits for the broker and declares every queue there.
+class UndeclaringConsumer(Consumer):  # type: ignore[misc]
+    """Celery's consumer without the step that declares the exchanges and queues of delayed delivery."""
+
+    class Blueprint(Consumer.Blueprint):  # type: ignore[misc]
+        """Celery's steps but one."""
+
+        default_steps = tuple(step for step in Consumer.Blueprint.default_steps if "DelayedDelivery" not in step)
+
+
+def _await_topology(app: Celery) -> None:
+    """Waits for the broker and declares every queue there, or sees that they are.
 
     On RabbitMQ, Celery binds all queues to its delayed delivery before it consumes; where one of them is missing,
     because its own worker is still starting, it gives the whole of it up.
@@ -154,7 +194,7 @@ def _declare_topology(app: Celery) -> None:
             interval_step=1,
             interval_max=5,
         )
-        declare_topology(connection)
+        ensure_topology(app, connection)
 
 
 def _heartbeat_step(path: Path) -> type[bootsteps.StartStopStep]:

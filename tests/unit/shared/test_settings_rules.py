@@ -1,6 +1,7 @@
 """Settings are frozen, come from DARKROOM_*, and refuse combinations that cannot work."""
 
 import os
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -69,3 +70,24 @@ def test_the_deadline_of_a_stage_is_one_hard_limit_and_the_longest_retry_chain(r
 
 def test_the_recipe_follows_from_the_output_format() -> None:
     assert RenderSettings(thumbnail_format=OutputFormat.AVIF).recipe.slug.endswith("-avif")
+
+
+def test_what_the_environment_does_not_have_is_read_from_a_file_of_its_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "DARKROOM_BROKER_URL").write_text("amqp://file//")
+    (tmp_path / "DARKROOM_RESULT_URL").write_text("redis://file/0\n")
+    monkeypatch.setenv("DARKROOM_SECRETS_DIR", str(tmp_path))
+    monkeypatch.setenv("DARKROOM_BROKER_URL", "amqp://environment//")
+
+    settings = BrokerSettings()
+
+    assert settings.broker_url.get_secret_value() == "amqp://environment//"
+    assert settings.result_url.get_secret_value() == "redis://file/0"
+
+
+def test_no_file_is_read_unless_a_folder_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "DARKROOM_MAX_PIXELS").write_text("12")
+    monkeypatch.chdir(tmp_path)
+
+    assert LimitSettings().max_pixels == 100_000_000

@@ -1,10 +1,12 @@
 """A worker's options: what its pool would ignore is refused, and what it gets is what the command line says."""
 
+import argparse
+
 import pytest
 
 from darkroom.errors import ConfigurationError
 from darkroom.topology import CONSUMED_BY, Node, queues_of
-from darkroom.worker import WorkerOptions
+from darkroom.worker import WorkerOptions, add_worker_arguments, with_arguments
 
 ONLY_PREFORK = ("max_tasks_per_child", "max_memory_per_child_kib", "soft_time_limit_s", "time_limit_s")
 
@@ -66,3 +68,42 @@ def test_the_nodes_share_the_queues_out_without_rest() -> None:
 def test_no_node_takes_work_of_both_lanes_where_bulk_could_fill_its_slots() -> None:
     for node in (Node.THUMBNAILER, Node.THUMBNAILER_BULK):
         assert len({queue.endswith(".bulk") for queue in queues_of(node)}) == 1
+
+
+THUMBNAILER = WorkerOptions(Node.THUMBNAILER, "prefork", concurrency=2, max_tasks_per_child=500)
+
+
+def given(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_worker_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+def test_a_command_without_arguments_changes_nothing() -> None:
+    assert with_arguments(THUMBNAILER, given()) == THUMBNAILER
+
+
+def test_the_numbers_of_a_command_count() -> None:
+    shown = given("--concurrency=5", "--prefetch-multiplier=2", "--max-tasks-per-child=9", "--max-memory-per-child=7")
+
+    options = with_arguments(THUMBNAILER, shown)
+
+    assert (options.concurrency, options.prefetch_multiplier) == (5, 2)
+    assert (options.max_tasks_per_child, options.max_memory_per_child_kib) == (9, 7)
+
+
+def test_a_command_may_say_what_cannot_be_otherwise() -> None:
+    shown = given("--queues=prepare,prepare.query,thumbnails", "--pool=prefork", "-Ofair")
+
+    assert with_arguments(THUMBNAILER, shown) == THUMBNAILER
+
+
+@pytest.mark.parametrize("argument", ["--queues=prepare,embed", "--pool=threads"])
+def test_a_command_that_says_otherwise_is_refused(argument: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{argument}: thumbnailer has "):
+        with_arguments(THUMBNAILER, given(argument))
+
+
+def test_a_command_cannot_give_what_the_pool_ignores() -> None:
+    with pytest.raises(ConfigurationError, match="the solo pool ignores max_tasks_per_child"):
+        with_arguments(WorkerOptions(Node.EMBEDDER, "solo", concurrency=1), given("--max-tasks-per-child=5"))

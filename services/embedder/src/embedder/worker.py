@@ -1,5 +1,6 @@
 """The embedder: a Celery solo worker around one model. `darkroom-embedder`."""
 
+import argparse
 import logging
 import os
 import sys
@@ -14,7 +15,7 @@ from celery.signals import worker_ready
 from redis import Redis
 from transformers.utils import logging as transformers_logging
 
-from darkroom.celery_app import create_app, declare_topology, request
+from darkroom.celery_app import create_app, ensure_topology, request
 from darkroom.contracts.base import Lane
 from darkroom.contracts.messages import RegisterModel
 from darkroom.contracts.tasks import EMBED, EMBED_TEXT, REGISTER_MODEL
@@ -24,7 +25,7 @@ from darkroom.settings import BrokerSettings, LogSettings, ModelSettings, Storag
 from darkroom.storage import open_blob_store
 from darkroom.topology import Node
 from darkroom.tries import TriesMarkers
-from darkroom.worker import Watchdog, WorkerOptions, run_worker
+from darkroom.worker import Watchdog, WorkerOptions, add_worker_arguments, run_worker, with_arguments
 from embedder.batching import Buffer, Sizes
 from embedder.consumers import QueueConsumers
 from embedder.embedding import Embedding, Models
@@ -56,9 +57,12 @@ def create_embedder(
     return app
 
 
-def serve(load: Callable[[str, ModelSettings], ClipModel] = load_model) -> None:
+def serve(
+    load: Callable[[str, ModelSettings], ClipModel] = load_model, arguments: argparse.Namespace | None = None
+) -> None:
     """Loads and warms the model, then consumes until a signal. Raises `ConfigurationError` before any message."""
     settings, worker, tasks, broker = ModelSettings(), WorkerSettings(), TaskSettings(), BrokerSettings()
+    running = options(tasks) if arguments is None else with_arguments(options(tasks), arguments)
     configure_logs("embedder", LogSettings())
     transformers_logging.disable_default_handler()  # its lines are JSON too, by way of the root logger
     transformers_logging.enable_propagation()
@@ -100,7 +104,7 @@ def serve(load: Callable[[str, ModelSettings], ClipModel] = load_model) -> None:
     app = create_embedder(broker, tasks, sizes, settings.batch_wait_ms, embedding.run)
     registration = RegisterModel(model=model.reference, dim=model.dim)
     worker_ready.connect(lambda sender, **_: announce(app, registration, sender), weak=False)
-    run_worker(app, options(tasks), heartbeat_file=worker.heartbeat_file, watchdog=watchdog)
+    run_worker(app, running, heartbeat_file=worker.heartbeat_file, watchdog=watchdog)
 
 
 def options(tasks: TaskSettings) -> WorkerOptions:
@@ -120,7 +124,7 @@ def announce(app: Celery, registration: RegisterModel, consumer: Any) -> None:
     """
     try:
         with app.connection_for_write() as connection:
-            declare_topology(connection)  # a message to a queue that nobody has declared yet would be dropped
+            ensure_topology(app, connection)  # a message to a queue that nobody has declared yet would be dropped
             request(app, REGISTER_MODEL, registration).apply_async(connection=connection, retry=False)
     except Exception as error:  # whatever the transport raises
         log.warning("embedder.model_not_registered", extra={"model": registration.model.id, "error": repr(error)})
@@ -135,8 +139,11 @@ def _available_cores() -> int:
 
 def main() -> None:
     """Runs until a signal; a model that cannot be loaded ends it at once, with the remedy."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_worker_arguments(parser)
+    arguments = parser.parse_args()
     try:
-        serve()
+        serve(arguments=arguments)
     except ConfigurationError as error:
         sys.exit(str(error))
 

@@ -11,13 +11,13 @@ from kombu import Connection
 from kombu.transport import virtual
 
 from darkroom import topology
-from darkroom.celery_app import declare_topology
+from darkroom.celery_app import ensure_topology
 
 log = logging.getLogger(__name__)
 
 
 class BrokerLink:
-    """One connection for one thread at a time, made on first use with the topology declared over it.
+    """One connection for one thread at a time, made on first use with the topology declared or seen over it.
 
     After any failure it is thrown away without a goodbye: a hung broker would not answer one, and a confirm that comes
     late must not count for the message after it.
@@ -40,7 +40,7 @@ class BrokerLink:
                     self._drop()
                 if self._connection is None:
                     self._connection = self._app.connection_for_write()
-                    declare_topology(self._connection)
+                    ensure_topology(self._app, self._connection)
                     log.info("broker.connected")
                 yield self._connection
                 self.is_connected = True
@@ -51,7 +51,7 @@ class BrokerLink:
     def check(self) -> None:
         """Returns when the broker has answered; raises whatever went wrong."""
         with self.connection() as connection:
-            topology.TASKS(connection.default_channel).declare()
+            topology.TASKS(connection.default_channel).declare(passive=not self._app.conf.darkroom_declare)
 
     def close(self) -> None:
         """Ends the connection."""

@@ -188,13 +188,14 @@ def dead_letter_step(letters: DeadLetters) -> type[bootsteps.ConsumerStep]:
         requires = ("celery.worker.consumer.tasks:Tasks",)
 
         def get_consumers(self, channel: Any) -> list[Consumer]:
-            queue = topology.dead_letter_queue()
+            queue = topology.dead_letter_queue(declare=self._declare)
             consumer = Consumer(channel, [queue], on_message=self._take, accept=["json"], no_ack=False)
             consumer.qos(prefetch_count=HELD)
             return [consumer]
 
         def start(self, worker: Any) -> None:
             self._timer = worker.timer
+            self._declare = worker.app.conf.darkroom_declare
             super().start(worker)
 
         def _take(self, message: Message) -> None:

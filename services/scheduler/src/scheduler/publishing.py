@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from celery import Celery
 from kombu import Connection
 
-from darkroom.celery_app import declare_topology
+from darkroom.celery_app import ensure_topology
 
 
 @contextmanager
@@ -17,7 +17,7 @@ def fresh_connection(app: Celery) -> Iterator[Connection]:
     """
     connection = app.connection_for_write()
     try:
-        declare_topology(connection)
+        ensure_topology(app, connection)
         yield connection
     except BaseException:
         with suppress(Exception):

@@ -1,18 +1,21 @@
-"""The scheduler's processes and commands: `darkroom-scheduler migrate|finalize|maintenance|beat|backup|restore`."""
+"""The scheduler's processes: `darkroom-scheduler finalize|maintenance|beat`.
+
+Before them, and to an end: `migrate`, and in a deployment with users of its own on RabbitMQ `provision` and `topology`.
+"""
 
 import argparse
 import sys
 from datetime import timedelta
 from functools import cache
+from pathlib import Path
 
 from celery import Celery
 from pydantic import ValidationError
 from redis import Redis
-from sqlalchemy.exc import InterfaceError, OperationalError
 
-from darkroom.celery_app import bound_publishing, create_app
+from darkroom.celery_app import bound_publishing, create_app, declare_delayed_delivery, declare_topology
 from darkroom.database.engine import migrate, sync_engine
-from darkroom.errors import DarkroomError
+from darkroom.errors import ConfigurationError
 from darkroom.logs import configure_logs
 from darkroom.settings import (
     BrokerSettings,
@@ -25,10 +28,10 @@ from darkroom.settings import (
 from darkroom.storage import open_blob_store
 from darkroom.topology import Node
 from darkroom.tries import TriesMarkers
-from darkroom.worker import WorkerOptions, run_worker
+from darkroom.worker import WorkerOptions, add_worker_arguments, run_worker, with_arguments
 from scheduler.beat import run_beat
-from scheduler.commands import add_commands
 from scheduler.dead_letters import DeadLetters, add_dead_letters
+from scheduler.provisioning import SECRETS, provision
 from scheduler.schedule import JOBS
 from scheduler.settings import SchedulerSettings
 from scheduler.tasks import Finishing, Resources, register_finishing, register_jobs
@@ -101,14 +104,15 @@ def create_publisher(broker: BrokerSettings, tasks: TaskSettings) -> Celery:
     return app
 
 
-def run_finalize() -> None:
+def run_finalize(arguments: argparse.Namespace) -> None:
     """Consumes `finalize` until a signal."""
     broker, tasks, worker = BrokerSettings(), TaskSettings(), WorkerSettings()
     app = create_finalizer(open_resources(broker, tasks), broker, tasks)
-    run_worker(app, finalize_options(worker.worker_concurrency, tasks), heartbeat_file=worker.heartbeat_file)
+    options = with_arguments(finalize_options(worker.worker_concurrency, tasks), arguments)
+    run_worker(app, options, heartbeat_file=worker.heartbeat_file)
 
 
-def run_maintenance() -> None:
+def run_maintenance(arguments: argparse.Namespace) -> None:
     """Consumes `maintenance`, and on RabbitMQ the dead letters, until a signal."""
     broker, tasks, worker = BrokerSettings(), TaskSettings(), WorkerSettings()
     open_resources(broker, tasks)  # a wrong setting ends this process, not each of its children
@@ -116,21 +120,36 @@ def run_maintenance() -> None:
     if app.conf.broker_url.startswith("amqp"):  # Redis has no dead letters
         redis = Redis.from_url(broker.result_url.get_secret_value(), socket_timeout=5, socket_connect_timeout=2)
         add_dead_letters(app, DeadLetters(sync_engine(DatabaseSettings()), TriesMarkers(redis)))
-    run_worker(app, maintenance_options(), heartbeat_file=worker.heartbeat_file)
+    run_worker(app, with_arguments(maintenance_options(), arguments), heartbeat_file=worker.heartbeat_file)
 
 
-def run_beat_process() -> None:
+def run_beat_process(_: argparse.Namespace) -> None:
     """Sends the periodic jobs, or stands by, until a signal."""
     app = create_publisher(BrokerSettings(), TaskSettings())
     run_beat(app, sync_engine(DatabaseSettings()), WorkerSettings().heartbeat_file)
 
 
-def run_migrate() -> None:
+def run_migrate(_: argparse.Namespace) -> None:
     """Brings the database up to date and ends."""
     migrate(sync_engine(DatabaseSettings()))
 
 
+def run_topology(_: argparse.Namespace) -> None:
+    """Declares all that services which may not declare need on RabbitMQ, and ends."""
+    app = create_publisher(BrokerSettings(), TaskSettings())
+    with app.connection_for_write() as connection:
+        declare_topology(connection)
+        declare_delayed_delivery(connection)
+
+
+def run_provision(arguments: argparse.Namespace) -> None:
+    """Writes the secrets of an installation where its services find them, and ends."""
+    provision(arguments.folder, rotate=arguments.rotate)
+
+
 PROCESSES = {
+    "provision": run_provision,
+    "topology": run_topology,
     "migrate": run_migrate,
     "finalize": run_finalize,
     "maintenance": run_maintenance,
@@ -139,22 +158,22 @@ PROCESSES = {
 
 
 def main() -> None:
-    """Runs one of the processes or commands; a wrong setting ends it at once, with the remedy."""
+    """Runs one of the processes; a wrong setting ends it at once, with the remedy."""
     parser = argparse.ArgumentParser(description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, process in PROCESSES.items():
-        commands.add_parser(name, help=process.__doc__).set_defaults(process=process)
-    add_commands(commands)
+    commands = parser.add_subparsers(dest="process", required=True)
+    for name, run in PROCESSES.items():
+        command = commands.add_parser(name, description=run.__doc__)
+        if name in {node.value for node in Node}:
+            add_worker_arguments(command)
+        elif name == "provision":
+            command.add_argument("folder", type=Path, help="gets a folder for each service")
+            command.add_argument("--rotate", action="append", default=[], choices=SECRETS, help="make this one anew")
     arguments = parser.parse_args()
+    configure_logs("scheduler", LogSettings())
     try:
-        if "run" in arguments:
-            sys.exit(arguments.run(arguments))
-        configure_logs("scheduler", LogSettings())
-        arguments.process()
-    except (DarkroomError, ValidationError) as error:
+        PROCESSES[arguments.process](arguments)
+    except (ConfigurationError, ValidationError) as error:
         sys.exit(str(error))
-    except (OperationalError, InterfaceError) as error:
-        sys.exit(f"the database does not answer: {error.orig}")
 
 
 if __name__ == "__main__":

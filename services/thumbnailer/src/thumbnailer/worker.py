@@ -16,7 +16,7 @@ from darkroom.settings import BrokerSettings, LimitSettings, LogSettings, Storag
 from darkroom.storage import open_blob_store
 from darkroom.topology import Node
 from darkroom.tries import TriesMarkers
-from darkroom.worker import WorkerOptions, run_worker
+from darkroom.worker import WorkerOptions, add_worker_arguments, run_worker, with_arguments
 from thumbnailer.decoding import Limits
 from thumbnailer.tasks import Photo, Resources, register
 
@@ -62,14 +62,17 @@ def main() -> None:
     """Runs until a signal."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lane", type=Lane, choices=list(Lane), default=Lane.INTERACTIVE)
-    lane = parser.parse_args().lane
+    add_worker_arguments(parser)
+    arguments = parser.parse_args()
+    lane = arguments.lane
     worker, tasks = WorkerSettings(), TaskSettings()
     configure_logs("thumbnailer", LogSettings())
     app = create_thumbnailer(BrokerSettings(), tasks, LimitSettings(), StorageSettings().blob_url)
     if lane is Lane.BULK:
         worker_process_init.connect(give_way, weak=False)
+    running = with_arguments(options(lane, worker.worker_concurrency, tasks), arguments)
     heartbeat: Path | None = worker.heartbeat_file
-    run_worker(app, options(lane, worker.worker_concurrency, tasks), heartbeat_file=heartbeat)
+    run_worker(app, running, heartbeat_file=heartbeat)
 
 
 def give_way(**_: object) -> None:
