@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ import httpx
 
 from darkroom_cli.servers import PostgresServer, RabbitServer, RedisServer, ServerError
 from darkroom_cli.servers.ports import LOOPBACK, is_free
-from darkroom_cli.supervisor import Supervisor
+from darkroom_cli.supervisor import Supervisor, read_states
 
 DEFAULT_DATA_DIR = Path(".darkroom")
 
@@ -180,9 +180,43 @@ def _start_servers(options: LocalOptions, supervisor: Supervisor, steps: Steps) 
         broker_url = rabbit.url
     elif is_url(options.broker):
         broker_url = options.broker
+    return Endpoints(postgres.url, redis.url, broker_url, _blob_url(folder), postgres.bin_dir)
+
+
+def _blob_url(folder: Path) -> str:
     blobs = folder / "blobs"
     blobs.mkdir(mode=0o700, exist_ok=True)
-    return Endpoints(postgres.url, redis.url, broker_url, blobs.as_uri(), postgres.bin_dir)
+    return blobs.as_uri()
+
+
+def operate(data_dir: Path, arguments: Sequence[str], *, may_run: bool) -> int:
+    """Runs `darkroom-scheduler` with these arguments on a data folder; returns its exit status.
+
+    PostgreSQL is started for it, unless Darkroom runs on the folder already, which must be allowed. Raises ServerError.
+    """
+    folder = data_dir.absolute()
+    if may_run and read_states(data_dir):
+        return _operate(folder, PostgresServer(folder / "postgres"), arguments)
+    with Supervisor(data_dir) as supervisor:
+        postgres = PostgresServer(folder / "postgres", log=supervisor.log_path("postgres"))
+        supervisor.start("postgres", postgres)
+        return _operate(folder, postgres, arguments)
+
+
+def _operate(folder: Path, postgres: PostgresServer, arguments: Sequence[str]) -> int:
+    environment = os.environ | {
+        "DARKROOM_DATABASE_URL": postgres.url,
+        "DARKROOM_PG_BIN_DIR": str(postgres.bin_dir),
+        "DARKROOM_BLOB_URL": _blob_url(folder),
+    }
+    try:
+        return subprocess.run(_argv(("darkroom-scheduler", *arguments)), env=environment, check=False).returncode
+    except OSError as exc:
+        raise _not_installed("darkroom-scheduler", exc) from exc
+
+
+def _not_installed(command: str, error: OSError) -> ServerError:
+    return ServerError(f"cannot run {command} ({error.strerror}): run `pip install 'darkroom-cli[local]'`")
 
 
 def _argv(command: tuple[str, ...]) -> list[str]:
@@ -204,9 +238,7 @@ def _migrate(options: LocalOptions, endpoints: Endpoints, log: Path) -> None:
                 check=False,
             )
         except OSError as exc:
-            raise ServerError(
-                f"cannot run {service.command[0]} ({exc.strerror}): run `pip install 'darkroom-cli[local]'`"
-            ) from exc
+            raise _not_installed(service.command[0], exc) from exc
     if done.returncode != 0:
         raise ServerError(f"the database could not be brought up to date; the end of {log}:\n{_tail(log)}")
 

@@ -12,6 +12,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import click
 from rich.console import Console
@@ -28,7 +29,7 @@ from darkroom_cli.client import (
     ProblemError,
     UnreachableError,
 )
-from darkroom_cli.local import DEFAULT_DATA_DIR, LocalOptions, is_url, running, without_password
+from darkroom_cli.local import DEFAULT_DATA_DIR, LocalOptions, is_url, operate, running, without_password
 from darkroom_cli.servers import ServerError
 from darkroom_cli.supervisor import StopRequested, read_states
 from darkroom_cli.uploading import Journal, find_files, upload_files
@@ -416,6 +417,33 @@ def drop_dead_letters(numbers: tuple[int, ...], is_all: bool) -> None:
 def _check_numbers(numbers: tuple[int, ...], is_all: bool) -> None:
     if bool(numbers) == is_all:
         raise click.UsageError("give either the numbers of dead letters or --all")
+
+
+@main.command()
+@data_dir_option
+def backup(data_dir: Path) -> None:
+    """Back up the database of a local Darkroom now; it happens every day by itself."""
+    sys.exit(operate(data_dir, ["backup"], may_run=True))
+
+
+@main.command()
+@click.argument("name", metavar="[BACKUP]", required=False)
+@click.option("--blobs-from", metavar="FOLDER|URL", help="Another blob store, to take backup and blobs from.")
+@click.option("--replace", "is_replaced", is_flag=True, help="Empty the database first if it has photos.")
+@click.option("--list", "is_list", is_flag=True, help="Show the backups that there are, and end.")
+@data_dir_option
+def restore(name: str | None, blobs_from: str | None, is_replaced: bool, is_list: bool, data_dir: Path) -> None:
+    """Restore a local Darkroom from a backup: the newest, or one by its name or file.
+
+    The status is 3 when the bytes of photos are missing; they are listed.
+    """
+    arguments = ["restore", *([name] if name else [])]
+    if blobs_from is not None:
+        url = blobs_from if urlsplit(blobs_from).scheme else Path(blobs_from).resolve().as_uri()
+        arguments += ["--blobs-from", url]
+    arguments += ["--replace"] if is_replaced else []
+    arguments += ["--list"] if is_list else []
+    sys.exit(operate(data_dir, arguments, may_run=is_list))
 
 
 class _Restarts(logging.Handler):

@@ -24,6 +24,9 @@ from embedder.preprocessing import Pixels
 
 log = logging.getLogger(__name__)
 
+NORM_TOLERANCE = 0.01
+"""Of the length of a vector that is kept; the scheduler takes the same."""
+
 InputT = TypeVar("InputT")
 
 Vector = NDArray[np.float32]
@@ -176,6 +179,8 @@ class Embedding:
         except (BlobMissingError, OSError, ValueError, EOFError):
             return None
         if vector.shape != (own.dim,) or vector.dtype != np.float16:
+            return None
+        if not abs(float(np.linalg.norm(vector.astype(np.float32))) - 1) <= NORM_TOLERANCE:  # also one of NaN
             return None
         return Embedded(model=own.reference.id, dim=own.dim, vector=key)
 

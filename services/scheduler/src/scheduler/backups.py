@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -75,8 +75,18 @@ def verify(store: BlobStore, key: BlobKey, bin_dir: Path | None) -> None:
 
     Raises `BackupError`.
     """
-    with _running("pg_restore", ["--file=/dev/null"], {}, bin_dir) as (stdin, _):
-        for piece in store.read_range(key, 0):
+    restore_into("--file=/dev/null", {}, store.read_range(key, 0), bin_dir)
+
+
+def restore_into(
+    target: str, environment: Mapping[str, str], dump: Iterable[bytes], bin_dir: Path | None, *options: str
+) -> None:
+    """Returns when `pg_restore` has read a dump to its end into a target: `--file=…` or `--dbname=…`.
+
+    Raises `BackupError`, or `ConfigurationError` when the program is missing.
+    """
+    with _running("pg_restore", [target, *options], environment, bin_dir) as (stdin, _):
+        for piece in dump:
             stdin.write(piece)
 
 

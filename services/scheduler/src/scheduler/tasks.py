@@ -28,14 +28,15 @@ from darkroom.contracts.messages import (
     RegisterModel,
     Verdict,
 )
+from darkroom.contracts.problems import original_missing
 from darkroom.contracts.tasks import TaskContract
 from darkroom.database import outcomes, upkeep, vectors
 from darkroom.errors import TransientError
 from darkroom.storage import BlobStore
 from darkroom.workflow import task_ids
-from scheduler import backups, finalize, reconciler, reports, retention
+from scheduler import backups, checking, finalize, reconciler, reports, retention
 from scheduler.notifying import DISPATCH, EVENTS, notify
-from scheduler.schedule import job_name
+from scheduler.schedule import CHECK_BLOBS_EVERY_S, job_name
 from scheduler.settings import SchedulerSettings
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,8 @@ class Finishing:
 
     def record_failure(self, message: RecordFailure, delivery: Delivery) -> Nothing:
         """Fails an original for a cause, unless a newer dispatch is under way or it is finished."""
+        if message.problem.type == original_missing().type:
+            checking.require_lost(self._engine, self._store, message.sha256)
         with self._engine.begin() as connection:
             is_changed = outcomes.mark_failed(connection, message.sha256, message.generation, message.problem)
         if is_changed:
@@ -145,6 +148,7 @@ def register_jobs(app: Celery, resources: Callable[[], Resources]) -> None:
     # Not tried again: the next tick comes sooner.
     limits = {"max_retries": 0, "soft_time_limit": RECONCILE_LIMIT_S - 5, "time_limit": RECONCILE_LIMIT_S}
     add(contracts.RECONCILE, lambda it: reconciler.reconcile(it.engine, it.publisher, it.stage_deadline), **limits)
+    add(contracts.CHECK_BLOBS, lambda it: checking.check_blobs(it.engine, it.store, _photos_to_check(it.settings)))
     add(contracts.CLEAN_UP, lambda it: retention.clean_up(it.engine, it.store, it.settings, time.time()))
     add(
         contracts.BACK_UP,
@@ -153,6 +157,10 @@ def register_jobs(app: Celery, resources: Callable[[], Resources]) -> None:
     add(contracts.REPORT_USAGE, lambda it: reports.report_usage(it.engine, it.store, datetime.now(UTC)))
     add(contracts.AUDIT_LEDGER, lambda it: reports.audit_ledger(it.engine))
     bind(app, contracts.FENCE, pass_fence)
+
+
+def _photos_to_check(settings: SchedulerSettings) -> int:
+    return checking.Pace(settings.blob_checks_per_s, CHECK_BLOBS_EVERY_S).photos
 
 
 def with_database(body: Body[ArgumentsT, ResultT]) -> Body[ArgumentsT, ResultT]:

@@ -1,21 +1,21 @@
-"""The scheduler's processes: `darkroom-scheduler finalize|maintenance|beat`.
+"""The scheduler's processes and commands: `darkroom-scheduler migrate|finalize|maintenance|beat|backup|restore`.
 
-Before them, and to an end: `migrate`, and in a deployment with users of its own on RabbitMQ `provision` and `topology`.
+In a deployment whose services may not declare, `topology` comes before them, and `provision` makes their secrets.
 """
 
 import argparse
 import sys
 from datetime import timedelta
 from functools import cache
-from pathlib import Path
 
 from celery import Celery
 from pydantic import ValidationError
 from redis import Redis
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 from darkroom.celery_app import bound_publishing, create_app, declare_delayed_delivery, declare_topology
 from darkroom.database.engine import migrate, sync_engine
-from darkroom.errors import ConfigurationError
+from darkroom.errors import DarkroomError
 from darkroom.logs import configure_logs
 from darkroom.settings import (
     BrokerSettings,
@@ -30,8 +30,8 @@ from darkroom.topology import Node
 from darkroom.tries import TriesMarkers
 from darkroom.worker import WorkerOptions, add_worker_arguments, run_worker, with_arguments
 from scheduler.beat import run_beat
+from scheduler.commands import add_commands
 from scheduler.dead_letters import DeadLetters, add_dead_letters
-from scheduler.provisioning import SECRETS, provision
 from scheduler.schedule import JOBS
 from scheduler.settings import SchedulerSettings
 from scheduler.tasks import Finishing, Resources, register_finishing, register_jobs
@@ -142,13 +142,7 @@ def run_topology(_: argparse.Namespace) -> None:
         declare_delayed_delivery(connection)
 
 
-def run_provision(arguments: argparse.Namespace) -> None:
-    """Writes the secrets of an installation where its services find them, and ends."""
-    provision(arguments.folder, rotate=arguments.rotate)
-
-
 PROCESSES = {
-    "provision": run_provision,
     "topology": run_topology,
     "migrate": run_migrate,
     "finalize": run_finalize,
@@ -158,22 +152,25 @@ PROCESSES = {
 
 
 def main() -> None:
-    """Runs one of the processes; a wrong setting ends it at once, with the remedy."""
+    """Runs one of the processes or commands; a wrong setting ends it at once, with the remedy."""
     parser = argparse.ArgumentParser(description=__doc__)
-    commands = parser.add_subparsers(dest="process", required=True)
-    for name, run in PROCESSES.items():
-        command = commands.add_parser(name, description=run.__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, process in PROCESSES.items():
+        command = commands.add_parser(name, help=process.__doc__)
+        command.set_defaults(process=process)
         if name in {node.value for node in Node}:
             add_worker_arguments(command)
-        elif name == "provision":
-            command.add_argument("folder", type=Path, help="gets a folder for each service")
-            command.add_argument("--rotate", action="append", default=[], choices=SECRETS, help="make this one anew")
+    add_commands(commands)
     arguments = parser.parse_args()
-    configure_logs("scheduler", LogSettings())
     try:
-        PROCESSES[arguments.process](arguments)
-    except (ConfigurationError, ValidationError) as error:
+        if "run" in arguments:
+            sys.exit(arguments.run(arguments))
+        configure_logs("scheduler", LogSettings())
+        arguments.process(arguments)
+    except (DarkroomError, ValidationError) as error:
         sys.exit(str(error))
+    except (OperationalError, InterfaceError) as error:
+        sys.exit(f"the database does not answer: {error.orig}")
 
 
 if __name__ == "__main__":

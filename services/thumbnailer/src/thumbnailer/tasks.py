@@ -32,6 +32,7 @@ from darkroom.contracts.messages import (
     Thumbnails,
     Work,
 )
+from darkroom.contracts.problems import original_missing
 from darkroom.contracts.tasks import FENCE, PREPARE, PREPARE_QUERY, THUMBNAILS
 from darkroom.errors import BlobMissingError, PermanentError
 from darkroom.storage import BlobStore
@@ -67,10 +68,15 @@ class Photo:
     def prepare(self, message: Prepare, delivery: Delivery) -> Prepared:
         """Decodes an original once and leaves `large`, `proxy` and a manifest; skips what is there already."""
         manifest_key = keys.prepared_key(message.sha256, message.recipe)
+        original_key = keys.original_key(message.sha256)
         manifest = self._read_manifest(manifest_key, PreparedManifest)
-        if manifest is not None and self._all_there(manifest.large, manifest.proxy):
-            return Prepared(manifest=manifest_key)
-        data = self._store.get(keys.original_key(message.sha256))
+        try:
+            if manifest is not None and self._all_there(manifest.large, manifest.proxy):
+                self._store.info(original_key)  # also of a photo that only needs its thumbnails again
+                return Prepared(manifest=manifest_key)
+            data = self._store.get(original_key)
+        except BlobMissingError as missing:
+            raise PermanentError(original_missing()) from missing
         with self._tries.guard(delivery.task_id), within_time(self._soft_limit_s):
             photo = decoding.decode(data, self._limits)
             large = rendering.render_large(photo, message.recipe.output)

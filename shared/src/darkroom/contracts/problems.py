@@ -26,6 +26,17 @@ class Problem(Message):
         return self.type.removeprefix(PROBLEM_TYPE_PREFIX)
 
 
+def original_missing() -> Problem:
+    """The store has lost the uploaded bytes. An upload of the same bytes brings every image of them back."""
+    return problem(
+        "original-missing",
+        "The photo's bytes are gone",
+        410,
+        "The blob store no longer has the bytes that were uploaded.",
+        remedy="Upload the photo again, or restore the blob store and retry the image.",
+    )
+
+
 def problem(
     slug: str,
     title: str,

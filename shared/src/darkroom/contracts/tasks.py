@@ -46,6 +46,7 @@ FENCE = TaskContract("darkroom.fence", "finalize", m.Fence, m.FenceAnswer)
 """Registered in every worker and sent to each work queue by name; `queue` here is only its default."""
 
 RECONCILE = TaskContract("scheduler.reconcile", "maintenance", m.Nothing, m.JobReport)
+CHECK_BLOBS = TaskContract("scheduler.check_blobs", "maintenance", m.Nothing, m.JobReport)
 CLEAN_UP = TaskContract("scheduler.clean_up", "maintenance", m.Nothing, m.JobReport)
 BACK_UP = TaskContract("scheduler.back_up", "maintenance", m.Nothing, m.JobReport)
 REPORT_USAGE = TaskContract("scheduler.report_usage", "maintenance", m.Nothing, m.JobReport)
@@ -65,6 +66,7 @@ ALL: tuple[TaskContract, ...] = (  # type: ignore[type-arg]
     RETURN_FENCE,
     FENCE,
     RECONCILE,
+    CHECK_BLOBS,
     CLEAN_UP,
     BACK_UP,
     REPORT_USAGE,

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Row, func, insert, select, text, update
 from darkroom.contracts.base import Sha256
 from darkroom.contracts.events import EventType
 from darkroom.contracts.messages import DescribedManifest, PreparedManifest
-from darkroom.contracts.problems import Problem
+from darkroom.contracts.problems import Problem, original_missing
 from darkroom.database.tables import batches, events, images, originals
 
 
@@ -50,7 +50,8 @@ def mark_ready(connection: Connection, sha256: Sha256, artefacts: Artefacts) -> 
             perceptual_hash=int.from_bytes(bytes.fromhex(described.perceptual_hash), signed=True),
             thumbnails={size: rendition.model_dump() for size, rendition in renditions.items()},
             error=None,
-            ready_at=func.now(),
+            ready_at=func.coalesce(originals.c.ready_at, func.now()),
+            checked_at=func.now(),
         )
     )
     _move(connection, _images_of(connection, sha256, "in_flight", "failed"), "ready")
@@ -58,7 +59,10 @@ def mark_ready(connection: Connection, sha256: Sha256, artefacts: Artefacts) -> 
 
 
 def mark_failed(connection: Connection, sha256: Sha256, generation: int, problem: Problem) -> bool:
-    """Fails an original and its images for a cause; false when an older dispatch says so, or the work is over."""
+    """Fails an original and its images for a cause; false when an older dispatch says so, or the work is over.
+
+    Images that are ready are those of an original that is being rebuilt: they fail with it.
+    """
     original = _lock(connection, sha256)
     if original is None or original.status not in ("accepted", "processing") or original.generation != generation:
         return False
@@ -68,8 +72,46 @@ def mark_failed(connection: Connection, sha256: Sha256, generation: int, problem
         .where(originals.c.sha256 == sha256)
         .values(status="failed", error=error, attempts=originals.c.attempts + 1)
     )
-    _move(connection, _images_of(connection, sha256, "in_flight"), "failed", error)
+    _move(connection, _images_of(connection, sha256, "in_flight", "ready"), "failed", error)
     return True
+
+
+def rebuild(connection: Connection, shas: Sequence[Sha256]) -> int:
+    """Has finished originals worked on again, because blobs of them are gone; returns how many.
+
+    Their images stay ready and are found meanwhile: no counter moves and no event is written, unless the work fails.
+    What is still in the store is skipped.
+    """
+    statement = text(
+        """
+        WITH broken AS (
+            SELECT sha256 FROM originals
+            WHERE sha256 = ANY(:shas) AND status = 'ready' AND unreferenced_at IS NULL
+            ORDER BY sha256 FOR UPDATE
+        )
+        UPDATE originals SET status = 'accepted', generation = generation + 1, dispatched_at = NULL, lease_until = NULL,
+            not_before = now(), losses = 0
+        FROM broken WHERE originals.sha256 = broken.sha256
+        """
+    )
+    return connection.execute(statement, {"shas": list(shas)}).rowcount
+
+
+def lose_original(connection: Connection, sha256: Sha256) -> bool:
+    """Fails a finished original whose uploaded bytes are gone; false when it is not finished."""
+    if not rebuild(connection, [sha256]):
+        return False
+    generation = connection.scalar(select(originals.c.generation).where(originals.c.sha256 == sha256))
+    return generation is not None and mark_failed(connection, sha256, generation, original_missing())
+
+
+def bring_back(connection: Connection, shas: Sequence[Sha256]) -> None:
+    """Sends originals through again that failed because their bytes were gone, and that were uploaded once more."""
+    is_gone = originals.c.error["type"].astext == original_missing().type
+    found = select(originals.c.sha256).where(originals.c.sha256.in_(shas), originals.c.status == "failed", is_gone)
+    for sha256 in sorted(connection.scalars(found)):
+        _begin_anew(connection, sha256)
+        _move(connection, _images_of(connection, sha256, "failed"), "in_flight")
 
 
 def delete_image(connection: Connection, image_id: UUID) -> bool:

@@ -50,6 +50,7 @@ originals = sa.Table(
     _moment("created_at", required=True),
     _moment("ready_at"),
     _moment("unreferenced_at"),
+    _moment("checked_at"),
 )
 
 batches = sa.Table(

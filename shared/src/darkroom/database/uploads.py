@@ -11,6 +11,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from darkroom.contracts.base import Lane, Sha256
 from darkroom.contracts.events import EventType
+from darkroom.database import outcomes
 from darkroom.database.tables import batches, events, idempotency_keys, images, originals
 
 
@@ -68,10 +69,11 @@ def accept(connection: Connection, upload: Upload, known: set[Sha256]) -> None:
     """Inserts the batch, its images and their events, and counts them as accepted.
 
     An image of a finished original is finished at once. One of an original that was being swept, or in flight on the
-    bulk lane while this upload is interactive, has it dispatched afresh. Call it after `lock_originals` and after
-    the blobs are in place.
+    bulk lane while this upload is interactive, has it dispatched afresh; so has one whose bytes were lost. Call it
+    after `lock_originals` and after the blobs are in place.
     """
     shas = sorted({file.sha256 for file in upload.files})
+    outcomes.bring_back(connection, shas)
     _restart_where_needed(connection, upload.lane, shas)
     standing = {
         row.sha256: row
