@@ -52,7 +52,8 @@ class LocalOptions:
 class Service:
     """One process of Darkroom: its command, whether it may reach the database, whether it is a Celery worker.
 
-    It is killed `grace_s` seconds after SIGTERM; what it had in hand is then delivered again at the next start.
+    It is killed `grace_s` seconds after SIGTERM; what it had in hand is then delivered again at the next start. Those
+    that others need to the end are stopped after them.
     """
 
     name: str
@@ -60,11 +61,20 @@ class Service:
     has_database: bool = False
     is_worker: bool = True
     grace_s: float = 40.0
+    is_needed_to_the_end: bool = False
 
 
 # More than a task's hard limit of 30 s for workers: SIGTERM lets them finish what they have in hand.
 SERVICES = (
-    Service("gateway", ("darkroom-gateway",), has_database=True, is_worker=False, grace_s=25.0),
+    # The others send it their last spans.
+    Service(
+        "gateway",
+        ("darkroom-gateway",),
+        has_database=True,
+        is_worker=False,
+        grace_s=25.0,
+        is_needed_to_the_end=True,
+    ),
     Service("thumbnailer", ("darkroom-thumbnailer", "--lane", "interactive")),
     Service("thumbnailer-bulk", ("darkroom-thumbnailer", "--lane", "bulk")),
     Service("embedder", ("darkroom-embedder",)),
@@ -75,6 +85,14 @@ SERVICES = (
 
 # Only with these may a process touch what users own: workers decode untrusted bytes and get none of them.
 DATABASE_SETTINGS = ("DARKROOM_DATABASE_URL", "DARKROOM_DATABASE_POOL_SIZE", "DARKROOM_PG_BIN_DIR")
+
+# Whoever sets one of these has decided where spans go, or that there are none.
+OTHER_TRACES = (
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    "OTEL_TRACES_EXPORTER",
+    "OTEL_SDK_DISABLED",
+)
 
 
 class Steps(Protocol):
@@ -120,6 +138,10 @@ def service_environment(
             "DARKROOM_GRPC_HOST": LOOPBACK,
             "DARKROOM_GRPC_PORT": str(options.grpc_port),
         }
+    if not any(inherited.get(name) for name in OTHER_TRACES):
+        environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"{options.url}/otlp"
+        if service.name == "gateway":
+            environment.setdefault("DARKROOM_TRACE_STORE_ENABLED", "true")
     if service.name.startswith("thumbnailer") and options.workers is not None:
         environment["DARKROOM_WORKER_CONCURRENCY"] = str(options.workers)
     return environment
@@ -148,7 +170,13 @@ def running(options: LocalOptions, steps: Steps) -> Iterator[Supervisor]:
             for service in SERVICES:
                 heartbeat_file(options, service).unlink(missing_ok=True)
                 environment = service_environment(service, options, endpoints, os.environ)
-                supervisor.run(service.name, _argv(service.command), env=environment, grace_s=service.grace_s)
+                supervisor.run(
+                    service.name,
+                    _argv(service.command),
+                    env=environment,
+                    grace_s=service.grace_s,
+                    is_server=service.is_needed_to_the_end,
+                )
         with steps.step("waiting for the workers and the model", "a photo can be taken through") as say:
             _wait_until_ready(options, supervisor, say)
         yield supervisor

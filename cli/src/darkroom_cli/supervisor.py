@@ -84,14 +84,20 @@ class Supervisor:
         return self.data_dir / "logs" / f"{name}.log"
 
     def run(
-        self, name: str, argv: Sequence[str], *, env: Mapping[str, str] | None = None, grace_s: float = 10.0
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        grace_s: float = 10.0,
+        is_server: bool = False,
     ) -> None:
         """Starts a command and keeps it running, its output in `<data-dir>/logs/<name>.log`.
 
-        `env` is its whole environment (default: a copy of ours); it has `grace_s` seconds to end after SIGTERM. Raises
-        ServerError when it cannot be executed.
+        `env` is its whole environment (default: a copy of ours); it has `grace_s` seconds to end after SIGTERM. One
+        that is a server to others is stopped after them. Raises ServerError when it cannot be executed.
         """
-        self._keep(name, ChildProcess(argv, log=self.log_path(name), env=env, grace_s=grace_s), is_server=False)
+        self._keep(name, ChildProcess(argv, log=self.log_path(name), env=env, grace_s=grace_s), is_server=is_server)
 
     def start(self, name: str, server: Process) -> None:
         """Starts a server that later processes need, and keeps it running; returns when it serves.

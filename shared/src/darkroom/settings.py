@@ -124,6 +124,13 @@ class DatabaseSettings(Settings):
     """Connections a process keeps."""
 
 
+class TraceStoreSettings(Settings):
+    """The traces that the gateway keeps by itself."""
+
+    trace_retention_h: int = Field(24, ge=1)
+    """How long their spans stay in the database: 10 to 20 KB for each photo."""
+
+
 class ModelSettings(Settings):
     """The embedding model."""
 

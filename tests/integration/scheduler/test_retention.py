@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from sqlalchemy import Engine, func, select, text
 
 from darkroom.contracts import keys
 from darkroom.contracts.base import Lane
-from darkroom.database import outcomes, upkeep, uploads
-from darkroom.database.tables import backups, embeddings, events, fences, idempotency_keys, tasks
+from darkroom.database import outcomes, traces, upkeep, uploads
+from darkroom.database.tables import backups, embeddings, events, fences, idempotency_keys, tasks, trace_rows
+from darkroom.database.traces import TraceRow
 from darkroom.storage import BlobStore, FileStore
 from scheduler.finalize import finish
 from scheduler.retention import clean_up, forget_rows, sweep_original, sweep_orphans, sweep_unreferenced
@@ -34,6 +36,7 @@ from scheduler.settings import SchedulerSettings
 
 DAY_S = 86_400
 SETTINGS = SchedulerSettings(sweep_grace_s=0)
+TRACES_EXPIRE = timedelta(hours=24)
 
 
 @pytest.fixture
@@ -242,23 +245,25 @@ def test_rows_go_when_their_time_is_over(engine: Engine, store: FileStore, photo
     with engine.begin() as connection:
         uploads.record_idempotent(connection, "key", "print", photo.batch_id)
         upkeep.send_fence(connection, "prepare")
+        traces.add_rows(connection, [TraceRow(photo.batch_id, 1, b"spans")])
 
     def counts() -> list[int]:
         with engine.connect() as connection:
             return [
                 connection.scalar(select(func.count()).select_from(table)) or 0
-                for table in (idempotency_keys, fences, events, tasks)
+                for table in (idempotency_keys, fences, events, tasks, trace_rows)
             ]
 
     run_sql(engine, "UPDATE events SET id = nextval('event_ids'), published_at = now()")
     before = counts()
-    assert forget_rows(engine) == 0
+    assert forget_rows(engine, TRACES_EXPIRE) == 0
     run_sql(engine, "UPDATE idempotency_keys SET created_at = now() - interval '25 hours'")
     run_sql(engine, "UPDATE fences SET sent_at = now() - interval '25 hours'")
     run_sql(engine, "UPDATE events SET occurred_at = now() - interval '8 days'")
     run_sql(engine, "UPDATE tasks SET issued_at = now() - interval '31 days'")
-    assert forget_rows(engine) == sum(before) - 1 > 0
-    assert counts() == [0, 0, 1, 0]  # the newest event stays, to tell a reader that it has missed none
+    run_sql(engine, "UPDATE trace_rows SET received_at = now() - interval '25 hours'")
+    assert forget_rows(engine, TRACES_EXPIRE) == sum(before) - 1 > 0
+    assert counts() == [0, 0, 1, 0, 0]  # the newest event stays, to tell a reader that it has missed none
 
 
 def test_old_fences_are_thinned_and_those_on_their_way_are_not(engine: Engine) -> None:
@@ -272,7 +277,7 @@ def test_old_fences_are_thinned_and_those_on_their_way_are_not(engine: Engine) -
         engine,
         "INSERT INTO fences (queue, sent_at) SELECT 'prepare', now() - interval '2 hours' FROM generate_series(1, 5)",
     )
-    forget_rows(engine)
+    forget_rows(engine, TRACES_EXPIRE)
     with engine.connect() as connection:
         rows = connection.execute(
             text(

@@ -13,7 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from darkroom.celery_app import bound_publishing, create_app
 from darkroom.database.engine import async_engine, sync_engine
 from darkroom.database.events import NUMBERED_CHANNEL
+from darkroom.settings import TracingSettings
 from darkroom.storage import BlobStore, open_blob_store
+from darkroom.telemetry import tracing
 from gateway.broker import BrokerLink
 from gateway.dead_letters import DeadLetters
 from gateway.dispatcher import CHANNEL as DISPATCH_CHANNEL
@@ -24,6 +26,7 @@ from gateway.relay import CHANNEL as EVENTS_CHANNEL
 from gateway.relay import Relay
 from gateway.search import Search
 from gateway.settings import GatewaySettings
+from gateway.trace_store import StoreExporter, TraceStore
 
 STOP_S = 10.0
 """Longest publish of a thread that is asked to end, and some."""
@@ -44,6 +47,8 @@ class Gateway:
     """The dispatcher's."""
     events: EventHub
     dead_letters: DeadLetters
+    traces: TraceStore | None
+    """None where this gateway keeps no traces."""
 
     def wake(self) -> None:
         """Has new rows dispatched and new events published at once."""
@@ -87,14 +92,21 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Gateway]:
     if settings.relay_enabled:
         for name, run in (("numbering", relay.run_numbering), ("relay", relay.run_publishing)):
             threads.append(threading.Thread(target=run, args=(stop,), name=name, daemon=True))
+    traces = TraceStore(thread_engine, settings.trace_queue_bytes) if settings.trace_store_enabled else None
+    if traces is not None:
+        threads.append(threading.Thread(target=traces.run, args=(stop,), name="traces", daemon=True))
+    tracing.start("gateway", exporter=StoreExporter(traces) if traces and _is_sent_to_itself(settings) else None)
     for thread in threads:
         thread.start()
     following = asyncio.create_task(hub.run(), name="events")
 
     def end() -> None:
+        tracing.stop()  # what it has recorded may still go to the store
         stop.set()
         for bell in bells.values():
             bell.set()
+        if traces is not None:
+            traces.wake()
         for thread in threads:
             thread.join(STOP_S)
         search.close()
@@ -104,7 +116,8 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Gateway]:
         thread_engine.dispose()
 
     try:
-        yield Gateway(settings, engine, store, results, search, dispatcher, relay, links["dispatcher"], hub, letters)
+        parts = (engine, store, results, search, dispatcher, relay, links["dispatcher"], hub, letters, traces)
+        yield Gateway(settings, *parts)
     finally:
         hub.close()
         await run_sync(end)
@@ -112,3 +125,8 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Gateway]:
         await asyncio.gather(following, return_exceptions=True)
         await results.aclose()
         await engine.dispose()
+
+
+def _is_sent_to_itself(settings: GatewaySettings) -> bool:
+    """Whether spans go to this gateway: its own need no network, on which the last of them would find nobody."""
+    return TracingSettings().exporter_otlp_endpoint == f"http://{settings.http_host}:{settings.http_port}/otlp"

@@ -12,7 +12,6 @@ from pydantic import ValidationError
 from darkroom.errors import ConfigurationError
 from darkroom.logs import configure_logs
 from darkroom.settings import TracingSettings
-from darkroom.telemetry import tracing
 from gateway.grpc.server import listening
 from gateway.rest.app import create_app
 from gateway.settings import GatewaySettings
@@ -44,7 +43,6 @@ def main() -> None:
     except (ValidationError, ConfigurationError) as error:
         sys.exit(f"darkroom-gateway cannot start: {error}")
     configure_logs("gateway", settings)
-    tracing.start("gateway")
     app = create_app(settings, partial(listening, grace_s=GRACEFUL_SHUTDOWN_S))
     config = uvicorn.Config(
         app,
@@ -58,7 +56,6 @@ def main() -> None:
     server = Server(app, config)
     with suppress(KeyboardInterrupt):  # uvicorn has stopped in order, and raises it once more
         server.run()
-    tracing.stop()
     if not server.started:
         sys.exit("darkroom-gateway could not start; the log says why")
 

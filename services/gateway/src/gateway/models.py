@@ -16,6 +16,7 @@ from darkroom.database.dead_letters import Outcome
 from darkroom.database.images import ImageFilter
 from darkroom.workflow import task_ids
 from gateway.receiving import invalid_field
+from gateway.trace_models import TraceStoreStatus
 from gateway.uploads import MAX_TAG_CHARACTERS, MAX_TAGS
 
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TAG_CHARACTERS, pattern=r"^[^\x00-\x1f\x7f]+$")]
@@ -333,6 +334,7 @@ class SystemStatus(BaseModel):
     dispatcher: DispatcherStatus
     models: list[Model]
     jobs: list[Job]
+    traces: TraceStoreStatus | None = Field(description="Null where this gateway keeps no traces.")
 
 
 class Report(BaseModel):

@@ -10,11 +10,19 @@ from darkroom.settings import (
     RenderSettings,
     StorageSettings,
     TaskSettings,
+    TraceStoreSettings,
 )
 
 
 class GatewaySettings(
-    DatabaseSettings, BrokerSettings, TaskSettings, StorageSettings, RenderSettings, LimitSettings, LogSettings
+    DatabaseSettings,
+    BrokerSettings,
+    TaskSettings,
+    StorageSettings,
+    RenderSettings,
+    LimitSettings,
+    TraceStoreSettings,
+    LogSettings,
 ):
     """What the gateway reads from the environment."""
 
@@ -36,3 +44,9 @@ class GatewaySettings(
     """After it, the originals of a gateway that died while publishing are dispatched by another."""
     relay_enabled: bool = True
     """Whether this process may become the one that publishes events."""
+    trace_store_enabled: bool = False
+    """Whether spans are taken at /otlp/v1/traces and kept. Off: in earnest they go to a backend of their own."""
+    trace_export_bytes: int = Field(8 * 2**20, ge=65_536)
+    """Of one export, decompressed: 512 spans, the SDK's largest batch, have about 300 KB."""
+    trace_queue_bytes: int = Field(16 * 2**20, ge=65_536)
+    """Of compressed spans that wait to be written; what comes beyond is dropped and counted."""

@@ -22,6 +22,9 @@ from darkroom.storage import BlobStore
 
 CHUNK_BYTES = 262_144
 
+WITHOUT_TRACES = "--exclude-table-data=trace_rows"
+"""Spans stay for a day and would be most of a backup."""
+
 _ENVIRONMENT = {
     "host": "PGHOST",
     "port": "PGPORT",
@@ -93,7 +96,10 @@ def restore_into(
 def _dump(store: BlobStore, key: BlobKey, environment: Mapping[str, str], bin_dir: Path | None) -> tuple[int, str]:
     writer, digest, size = store.new_writer(), hashlib.sha256(), 0
     try:
-        with _running("pg_dump", ["--format=custom", "--no-password"], environment, bin_dir) as (_, stdout):
+        with _running("pg_dump", ["--format=custom", "--no-password", WITHOUT_TRACES], environment, bin_dir) as (
+            _,
+            stdout,
+        ):
             while piece := stdout.read(CHUNK_BYTES):
                 writer.write(piece)
                 digest.update(piece)

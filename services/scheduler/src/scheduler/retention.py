@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from darkroom.contracts import keys
 from darkroom.contracts.base import BlobKey, ModelId, Sha256
 from darkroom.contracts.messages import JobReport
-from darkroom.database import dead_letters, upkeep, uploads, vectors
+from darkroom.database import dead_letters, traces, upkeep, uploads, vectors
 from darkroom.storage import INCOMING, BlobInfo, BlobStore
 from scheduler.settings import SchedulerSettings
 
@@ -61,7 +61,7 @@ def clean_up(engine: Engine, store: BlobStore, settings: SchedulerSettings, now_
     leftovers = sweep_by_age(store, f"{INCOMING}/", now_s - settings.orphan_grace_s)
     leftovers += sweep_by_age(store, "queries/", now_s - QUERY_GRACE_S)
     leftovers += sweep_backups(engine, store, settings.backups_kept, now_s - settings.orphan_grace_s)
-    rows = forget_rows(engine)
+    rows = forget_rows(engine, timedelta(hours=settings.trace_retention_h))
     return JobReport(
         summary=f"removed {swept} unreferenced originals, {orphans} orphaned blobs, {leftovers} leftovers, {rows} rows"
     )
@@ -148,13 +148,14 @@ def sweep_backups(engine: Engine, store: BlobStore, kept: int, written_before_s:
     return len(outdated) + len(unfinished)
 
 
-def forget_rows(engine: Engine) -> int:
+def forget_rows(engine: Engine, traces_expire: timedelta) -> int:
     """Removes rows whose time is over; returns how many."""
     with engine.begin() as connection:
         now = upkeep.database_now(connection)
         count = uploads.forget_idempotent(connection, now - IDEMPOTENCY_EXPIRES)
         count += upkeep.forget_tasks(connection, now - TASKS_EXPIRE)
         count += upkeep.forget_events(connection, now - EVENTS_EXPIRE)
+        count += traces.forget_rows(connection, now - traces_expire)
         count += upkeep.forget_fences(connection, now - FENCES_EXPIRE)
         count += upkeep.thin_fences(connection, now - FENCES_THIN_AFTER, FENCES_KEPT_EVERY_S)
         letters = dead_letters.forget(connection, now - DEAD_LETTERS_EXPIRE, now - KEPT_LETTERS_EXPIRE)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-from darkroom.settings import Settings
+from darkroom.settings import TraceStoreSettings
 
 
-class SchedulerSettings(Settings):
+class SchedulerSettings(TraceStoreSettings):
     """Checking, cleaning up and backing up."""
 
     pg_bin_dir: Path | None = None

@@ -226,3 +226,13 @@ backups = sa.Table(
     sa.Column("sha256", sa.Text, nullable=False),
     _moment("created_at", required=True),
 )
+
+trace_rows = sa.Table(
+    "trace_rows",
+    metadata,
+    sa.Column("row_id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("trace_id", sa.Uuid, nullable=False),
+    sa.Column("spans", sa.Integer, nullable=False),
+    sa.Column("payload", sa.LargeBinary, nullable=False),
+    _moment("received_at", required=True),
+)

@@ -9,7 +9,7 @@ from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from opentelemetry.trace import Link, SpanContext, SpanKind, StatusCode, TraceFlags, TraceState, get_current_span
 from opentelemetry.util.types import Attributes
@@ -21,9 +21,11 @@ TREE_SPANS = 512
 """Of an unsampled local tree that are held until it is known whether one of them failed; later ones are dropped."""
 
 
-def new_provider(settings: TracingSettings, service: str, node: str) -> TracerProvider:
+def new_provider(
+    settings: TracingSettings, service: str, node: str, *, exporter: SpanExporter | None = None
+) -> TracerProvider:
     """A provider that exports to where the OTEL_* variables say, sampled as they say, with errors always kept."""
-    exported = BatchSpanProcessor(OTLPSpanExporter(), schedule_delay_millis=settings.bsp_schedule_delay)
+    exported = BatchSpanProcessor(exporter or OTLPSpanExporter(), schedule_delay_millis=settings.bsp_schedule_delay)
     return provider_for(exported, settings.service_name or service, node)
 
 

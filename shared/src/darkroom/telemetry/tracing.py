@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.context import Context, attach, detach
 from opentelemetry.trace import (
@@ -34,6 +34,9 @@ from darkroom.errors import PermanentError
 from darkroom.settings import TracingSettings
 from darkroom.telemetry import names
 
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace.export import SpanExporter
+
 Attributes = Mapping[str, AttributeValue]
 
 STOP_S = 5.0
@@ -49,17 +52,17 @@ class _Process:
     provider: Any = None
 
 
-def start(service: str, node: str | None = None) -> None:
+def start(service: str, node: str | None = None, exporter: "SpanExporter | None" = None) -> None:
     """Records from now on, if the variables say where to send it. In a prefork worker: in each child, after the fork.
 
-    `service` is the folder's name; `node` tells its processes apart.
+    `service` is the folder's name; `node` tells its processes apart. An `exporter` takes the spans instead of OTLP.
     """
     settings = TracingSettings()
     if not settings.is_on:
         return
     from darkroom.telemetry.export import new_provider  # the SDK takes 0.1 s to import, for nothing when it is off
 
-    _Process.provider = new_provider(settings, service, node or service)
+    _Process.provider = new_provider(settings, service, node or service, exporter=exporter)
     _Process.tracer = _Process.provider.get_tracer("darkroom")
 
 

@@ -1,6 +1,7 @@
 """The pages for people: everything they load comes from here, nothing from elsewhere."""
 
 from importlib.resources import files
+from uuid import UUID
 
 from fastapi import APIRouter, HTTPException
 from fastapi.responses import Response
@@ -29,6 +30,12 @@ def home() -> Response:
 def docs() -> Response:
     """What /openapi.json says, readable."""
     return _page("docs.html")
+
+
+@router.get("/images/{image_id}/trace")
+def trace(image_id: UUID) -> Response:
+    """Where one photo's time went."""
+    return _page("trace.html")
 
 
 @router.get("/web/{name}")

@@ -33,6 +33,7 @@ from gateway.problems import database_away, storage_away
 from gateway.rest.dependencies import FromGateway
 from gateway.rest.problems import answers_with
 from gateway.tasks import ANSWER_S, find_task
+from gateway.trace_models import TraceStoreStatus
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,7 @@ async def status(gateway: FromGateway) -> SystemStatus:
         ),
         models=[Model.model_validate(row) for row in models],
         jobs=[Job.model_validate(row) for row in jobs],
+        traces=TraceStoreStatus.model_validate(gateway.traces.counters()) if gateway.traces else None,
     )
 
 

@@ -43,6 +43,7 @@ function show(item, image, score) {
   item.querySelector(".score").textContent = score === undefined ? "" : score.toFixed(3);
   item.querySelector(".state").textContent = image.error?.title ?? (image.status === "ready" ? "" : image.status);
   item.querySelector(".state").title = image.error?.detail ?? "";
+  item.querySelector(".trace").href = `/images/${image.id}/trace`;
   item.querySelector(".similar").hidden = image.status !== "ready";
   item.querySelector(".retry").hidden = image.status !== "failed";
   const picture = item.querySelector("img");
