@@ -65,6 +65,14 @@ EXAMPLES: tuple[Message, ...] = (
         perceptual_hash="c0ffee00c0ffee00",
     ),
     m.Nothing(),
+    m.QueueWork(handled=1200, in_hand=16, rate_per_s=21.5),
+    m.WorkerPresence(
+        name="embedder@host",
+        node="embedder",
+        pool="solo",
+        concurrency=1,
+        queues={"embed": m.QueueWork(handled=1200, in_hand=16, rate_per_s=21.5)},
+    ),
     m.JobReport(summary="3 blobs removed", alarm="1 blob is missing"),
     PROBLEM,
     Event(

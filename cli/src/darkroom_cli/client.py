@@ -290,6 +290,10 @@ class Darkroom:
         """The usage reports, the newest first."""
         return cast(list[dict[str, Any]], self._get("/v1/reports")["reports"])
 
+    def queues(self) -> dict[str, Any]:
+        """How every queue stands."""
+        return cast(dict[str, Any], self._get("/v1/queues"))
+
     def dead_letters(self, *, outcome: str | None = None, limit: int = 50) -> dict[str, Any]:
         """The newest dead letters, of one outcome if given, the counts of all, and whether the broker has any."""
         wanted = {"limit": limit} | ({"outcome": outcome} if outcome else {})

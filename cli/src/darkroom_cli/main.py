@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import click
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.text import Text
 
 from darkroom_cli import contact_sheet, rendering
@@ -40,6 +41,7 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 COLUMNS_IN_FILES = 200
+QUEUES_EVERY_S = 1.0
 
 
 class Commands(click.Group):
@@ -347,6 +349,37 @@ def report(as_json: bool) -> None:
         out.print(rendering.report_page(reports[0]))
     else:
         out.print("no report yet: one is made every Monday at 07:30 UTC")
+
+
+@main.command()
+@click.option("--once", "is_once", is_flag=True, help="Show them once, also on a terminal.")
+@json_option
+def queues(is_once: bool, as_json: bool) -> None:
+    """Show every queue: what waits, for how long, and who works on it; on a terminal live, until Ctrl-C."""
+    with _client() as client:
+        if as_json:
+            _print_json(client.queues())
+        elif is_once or not out.is_terminal:
+            out.print(rendering.queues_page(client.queues(), out.width))
+        else:
+            with suppress(KeyboardInterrupt):
+                _follow_queues(client)
+
+
+def _follow_queues(client: Darkroom) -> None:
+    """Shows the queues until Ctrl-C; what is wrong for a while stands below the last figures."""
+    page: RenderableType = rendering.queues_page(client.queues(), out.width)
+    with Live(page, console=out, auto_refresh=False) as live:
+        while True:
+            time.sleep(QUEUES_EVERY_S)
+            try:
+                page = rendering.queues_page(client.queues(), out.width)
+                live.update(page, refresh=True)
+            except ProblemError as exc:
+                live.update(Group(page, rendering.problem_text(exc.problem)), refresh=True)
+            except UnreachableError as exc:
+                problem = {"title": "Darkroom does not answer", "detail": exc}
+                live.update(Group(page, rendering.problem_text(problem)), refresh=True)
 
 
 @main.group("dead-letters")

@@ -278,6 +278,59 @@ def _processes_table(states: Mapping[str, ProcessState], now: datetime) -> Rende
     return shown
 
 
+PROBE_STYLES = {"ok": "green", "late": "yellow", "wrong": "red"}
+LONG_WAIT_S = 60
+"""From so long on a wait is shown as one that somebody should look at."""
+
+
+def queues_page(overview: Mapping[str, Any], width: int) -> RenderableType:
+    """Every queue with its figures; what nobody takes from and what waits for long stand out."""
+    numbers = ("waiting", "oldest", "in hand", "per second", "workers")
+    shown = table("queue", *numbers, "taken by", "probe", right=numbers, elastic=("probe",))
+    for queue in overview["queues"]:
+        is_left = queue["consumers"] == 0
+        age = queue["oldest_age_s"]
+        probe = queue["probe"] or {"state": NOTHING, "text": ""}
+        cells: list[RenderableType] = [
+            Text(queue["name"], "bold" if queue["depth"] else ""),
+            Text(_figure(queue["depth"]), "red" if is_left and queue["depth"] else ""),
+            Text(seconds_text(age), "yellow" if age is not None and age >= LONG_WAIT_S else ""),
+            _figure(queue["in_hand"]),
+            _rate(queue["rate_per_s"]),
+            Text(_figure(queue["consumers"]), "red" if is_left else ""),
+            Text(queue["node"], "red" if is_left else "dim"),
+            Text.assemble(
+                (probe["state"], PROBE_STYLES.get(probe["state"], "dim")),
+                (f"  {probe['text']}" if width >= WIDE else "", "dim"),
+                no_wrap=True,
+                overflow="ellipsis",
+            ),
+        ]
+        shown.add_row(*cells)
+    parts: list[RenderableType] = [shown, Text(), _dead_letters_line(overview["dead_letters"])]
+    reasons = dict.fromkeys(overview["unknown"].values())
+    parts += [Text.assemble(("✗ ", "red"), reason) for reason in reasons]
+    return Group(*parts)
+
+
+def _dead_letters_line(dead: Mapping[str, Any]) -> Text:
+    if not dead["supported"]:
+        return Text("dead letters: this broker has none", "dim")
+    kept = dead["kept"]
+    told = f"dead letters: {_figure(dead['depth'])} to be read, {_figure(kept)} for a person"
+    return Text(f"{told}: darkroom dead-letters list" if kept else told, "red" if kept else "dim")
+
+
+def _figure(count: int | None) -> str:
+    return NOTHING if count is None else f"{count:,}"
+
+
+def _rate(per_s: float | None) -> str:
+    if per_s is None:
+        return NOTHING
+    return "0" if per_s == 0 else f"{per_s:.2f}" if per_s < 10 else f"{per_s:,.0f}"
+
+
 OUTCOME_STYLES = {"kept": "red", "failed_image": "yellow", "replayed": "green"}
 
 

@@ -25,6 +25,7 @@ from celery.worker.consumer import Consumer
 
 from darkroom.celery_app import await_no_results, ensure_topology
 from darkroom.errors import ConfigurationError
+from darkroom.presence import announce_presence
 from darkroom.settings import TracingSettings
 from darkroom.telemetry import tracing
 from darkroom.telemetry.processing import trace_tasks
@@ -142,6 +143,7 @@ def run_worker(
         watchdog.start()
     if options.pool == "prefork":
         worker_before_create_process.connect(_share_memory, weak=False)
+    announce_presence(app, options.node)
     _trace(app, options)
     if not app.conf.darkroom_declare:
         app.conf.worker_consumer = UndeclaringConsumer

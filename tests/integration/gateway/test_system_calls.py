@@ -135,6 +135,7 @@ def test_openapi_says_what_there_is_and_nothing_of_later(gateway: Served) -> Non
         "GET /v1/tasks/{task_id}",
         "GET /v1/status",
         "GET /v1/reports",
+        "GET /v1/queues",
         "GET /v1/dead-letters",
         "DELETE /v1/dead-letters",
         "POST /v1/dead-letters:replay",

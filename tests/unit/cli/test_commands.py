@@ -6,6 +6,7 @@ import re
 import httpx
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from darkroom_cli import main as command_line
 from darkroom_cli.client import Darkroom
@@ -87,6 +88,44 @@ def test_watching_an_image_ends_with_what_became_of_it(run, status):
     assert done.exit_code == (0 if status == "ready" else 1)
     assert status in done.stdout
     assert ("Corrupt" in done.stdout) is (status == "failed")
+
+
+OVERVIEW = {"queues": [], "workers": [], "unknown": {"depth": "the broker is away"}}
+OVERVIEW |= {"dead_letters": {"supported": False, "note": "Redis has none", "depth": None, "kept": 0}}
+
+
+def test_queues_are_shown_once_where_nobody_watches(run):
+    def gateway(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json=OVERVIEW)
+
+    assert json.loads(run(gateway, "queues", "--json").stdout) == OVERVIEW
+    assert "the broker is away" in run(gateway, "queues").stdout
+
+
+def test_queues_are_followed_on_a_terminal_also_past_a_problem(run, monkeypatch):
+    monkeypatch.setattr(command_line, "QUEUES_EVERY_S", 0)
+    monkeypatch.setattr(command_line, "out", Console(force_terminal=True, width=160, color_system=None))
+    answers = iter(
+        [
+            httpx.Response(200, json=OVERVIEW),
+            httpx.Response(500, json={"title": "An error in Darkroom", "status": 500}),
+            httpx.ConnectError("refused"),
+            httpx.Response(200, json=OVERVIEW | {"unknown": {"depth": "it is back"}}),
+        ]
+    )
+
+    def gateway(_: httpx.Request) -> httpx.Response:
+        answer = next(answers, None)
+        if answer is None:
+            raise KeyboardInterrupt
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    done = run(gateway, "queues")
+    assert done.exit_code == 0
+    parts = ("the broker is away", "An error in Darkroom", "it is back")
+    assert [part in done.output for part in parts] == [True] * 3
 
 
 LETTER = {"id": 7, "queue": "finalize", "task": "scheduler.register_model", "task_id": "t", "sha256": None}

@@ -144,6 +144,37 @@ def test_the_status_page_shows_every_part():
         assert part in shown
 
 
+def queue(name: str, **changes):
+    known = {"name": name, "node": "embedder", "depth": 0, "oldest_age_s": 0.12, "consumers": 1, "in_hand": 0}
+    return known | {"rate_per_s": 0.0, "probe": {"state": "ok", "text": "back after 0.12 s"}} | changes
+
+
+def queues_of(*queues, unknown=None, **dead):
+    letters = {"supported": True, "note": None, "depth": 0, "consumers": 1, "kept": 0} | dead
+    return {"queues": list(queues), "dead_letters": letters, "workers": [], "unknown": unknown or {}}
+
+
+@pytest.mark.parametrize("width", [100, 160])
+def test_the_queues_show_what_waits_and_who_works(width):
+    waiting = queue("embed.bulk", depth=12_345, oldest_age_s=185.0, in_hand=16, rate_per_s=21.49)
+    shown = text_of(rendering.queues_page(queues_of(queue("embed"), waiting), width), width)
+    for part in ("embed.bulk", "12,345", "3 min 5 s", "16", "21", "embedder", "ok", "0 to be read, 0 for a person"):
+        assert part in shown
+    assert len(shown.splitlines()) == 5
+    assert ("back after" in shown) is (width == 160)
+
+
+def test_queues_of_which_nothing_is_known_say_why():
+    away = queue("embed", depth=None, consumers=None, in_hand=None, rate_per_s=None, oldest_age_s=None, probe=None)
+    reason = "the broker does not answer (OSError)"
+    unknown = {"depth": reason, "consumers": reason}
+    shown = text_of(rendering.queues_page(queues_of(away, unknown=unknown, kept=2), 160))
+    assert shown.count(rendering.NOTHING) == 6
+    assert shown.count(reason) == 1
+    assert "2 for a person: darkroom dead-letters list" in shown
+    assert "none" in text_of(rendering.queues_page(queues_of(away, supported=False), 160))
+
+
 def test_a_report_shows_its_figures_with_their_units():
     report = {
         "period_start": "2026-02-23T00:00:00Z",

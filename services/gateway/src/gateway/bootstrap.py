@@ -22,6 +22,7 @@ from gateway.dispatcher import CHANNEL as DISPATCH_CHANNEL
 from gateway.dispatcher import Dispatcher
 from gateway.events import EventHub, PostgresEvents
 from gateway.notifications import Bell, Bells, listen
+from gateway.queues import BrokerDepths, QueueView
 from gateway.relay import CHANNEL as EVENTS_CHANNEL
 from gateway.relay import Relay
 from gateway.search import Search
@@ -47,6 +48,7 @@ class Gateway:
     """The dispatcher's."""
     events: EventHub
     dead_letters: DeadLetters
+    queues: QueueView
     traces: TraceStore | None
     """None where this gateway keeps no traces."""
 
@@ -61,7 +63,7 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Gateway]:
     """A gateway whose threads run inside the block. Needs no server to be there at the start."""
     app = create_app("gateway", settings, settings)
     bound_publishing(app)
-    links = {name: BrokerLink(app) for name in ("dispatcher", "relay", "search", "replaying")}
+    links = {name: BrokerLink(app) for name in ("dispatcher", "relay", "search", "replaying", "depths")}
     engine, thread_engine = async_engine(settings), sync_engine(settings)
     store = open_blob_store(settings.blob_url)
     # No timeout for reads: a search waits for its answer as long as its own limit allows.
@@ -79,6 +81,8 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Gateway]:
     hub = EventHub(PostgresEvents(engine))
     has_dead_letters = settings.broker_url.get_secret_value().startswith("amqp")
     letters = DeadLetters(engine, links["replaying"], has_dead_letters=has_dead_letters)
+    depths = BrokerDepths(links["depths"], has_dead_letters=has_dead_letters)
+    queues = QueueView(engine, depths, results, has_dead_letters=has_dead_letters)
     bells: dict[str, Bell] = {
         DISPATCH_CHANNEL: dispatcher.bell,
         EVENTS_CHANNEL: relay.bell,
@@ -111,12 +115,13 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Gateway]:
             thread.join(STOP_S)
         search.close()
         letters.close()
+        depths.close()
         for link in links.values():
             link.close()
         thread_engine.dispose()
 
     try:
-        parts = (engine, store, results, search, dispatcher, relay, links["dispatcher"], hub, letters, traces)
+        parts = (engine, store, results, search, dispatcher, relay, links["dispatcher"], hub, letters, queues, traces)
         yield Gateway(settings, *parts)
     finally:
         hub.close()

@@ -403,3 +403,62 @@ class Dropped(BaseModel):
     """How many dead letters were dropped."""
 
     dropped: int
+
+
+class Probe(BaseModel):
+    """How a queue stands by the fences that go through it with a known question."""
+
+    state: Literal["ok", "late", "wrong", "unknown"]
+    text: str
+
+
+class Queue(BaseModel):
+    """One task queue. A figure is null when nothing is known of it: `unknown` of the whole answer says why."""
+
+    name: str
+    node: str = Field(description="The kind of worker that takes from it.")
+    depth: int | None = Field(description="Messages that wait for a worker.")
+    oldest_age_s: float | None = Field(
+        description="Wait of the fence that is on its way, else of the last one; null where no fence goes through."
+    )
+    consumers: int | None = Field(description="Workers that take from it.")
+    in_hand: int | None = Field(description="Messages that workers hold, being worked on or next.")
+    rate_per_s: float | None = Field(description="Messages done in a second, over the last minute.")
+    probe: Probe | None
+
+
+class DeadLetterQueue(BaseModel):
+    """Where messages end that no worker could take; `depth` of them are not read yet, `kept` wait for a person."""
+
+    name: str
+    node: str
+    supported: bool = Field(description="Whether the broker has dead letters at all; `note` says why not.")
+    note: str | None
+    depth: int | None
+    consumers: int | None
+    kept: int | None
+
+
+class Worker(BaseModel):
+    """A worker that is there; `handled` since it started."""
+
+    name: str
+    node: str
+    pool: str
+    concurrency: int
+    queues: list[str]
+    in_hand: int
+    handled: int
+
+
+class QueueOverview(BaseModel):
+    """How every queue stands."""
+
+    measured_at: datetime
+    broker: Literal["rabbitmq", "redis"]
+    queues: list[Queue]
+    dead_letters: DeadLetterQueue
+    workers: list[Worker]
+    unknown: dict[str, str] = Field(
+        description="Why a figure is null in every queue, by its name; empty when all is well."
+    )

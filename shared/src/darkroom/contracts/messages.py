@@ -201,3 +201,23 @@ class JobReport(Message):
 
     summary: str
     alarm: str | None = None
+
+
+class QueueWork(Message):
+    """What one worker has to do with one queue since it started: `rate_per_s` is of the last minute."""
+
+    handled: int = Field(ge=0)
+    in_hand: int = Field(ge=0)
+    rate_per_s: float = Field(ge=0)
+
+
+class WorkerPresence(Message):
+    """What a worker says of itself every few seconds, in the result store; a worker that is gone says nothing."""
+
+    name: str
+    """As Celery's tools call it, such as `embedder@host`."""
+    node: str
+    pool: str
+    concurrency: int = Field(ge=0)
+    queues: dict[str, QueueWork]
+    """Those that it consumes."""

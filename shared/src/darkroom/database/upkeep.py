@@ -114,6 +114,32 @@ def _queue_probe(row: Row[Any]) -> QueueProbe:
     return QueueProbe(row.queue, state, f"back after {wait_s:.2f} s: {answer}")
 
 
+def queue_ages(connection: Connection) -> dict[str, float]:
+    """How long the oldest message of each queue has waited, in seconds, as far as its fences tell.
+
+    That is the age of the oldest fence on its way, and without one the wait of the last that came back.
+    """
+    rows = connection.execute(
+        text(
+            """
+            WITH queues AS (SELECT DISTINCT queue FROM fences)
+            SELECT queue, extract(epoch FROM coalesce(
+                clock_timestamp() - (
+                    SELECT min(sent_at) FROM fences
+                    WHERE fences.queue = queues.queue AND returned_at IS NULL AND number > coalesce(back.number, 0)
+                ),
+                back.returned_at - back.sent_at
+            )) AS age_s
+            FROM queues LEFT JOIN LATERAL (
+                SELECT number, sent_at, returned_at FROM fences
+                WHERE fences.queue = queues.queue AND returned_at IS NOT NULL ORDER BY number DESC LIMIT 1
+            ) back ON true
+            """
+        )
+    )
+    return {row.queue: max(0.0, float(row.age_s)) for row in rows}
+
+
 def fence_history(connection: Connection, newer_than: datetime) -> list[FenceRecord]:
     """Every fence sent since then, oldest first."""
     rows = connection.execute(select(fences).where(fences.c.sent_at > newer_than).order_by(fences.c.number))

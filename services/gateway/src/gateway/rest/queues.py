@@ -5,11 +5,18 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 
 from darkroom.database.dead_letters import Outcome
-from gateway.models import DeadLetterContent, DeadLetterList, Dropped, Replayed
+from gateway.models import DeadLetterContent, DeadLetterList, Dropped, QueueOverview, Replayed
 from gateway.rest.dependencies import FromGateway
 from gateway.rest.problems import answers_with
 
 router = APIRouter(prefix="/v1", tags=["queues"])
+
+
+@router.get("/queues", responses=answers_with())
+async def queues(gateway: FromGateway) -> QueueOverview:
+    """Of every queue: depth, oldest age, consumers, rate, and what its probe says."""
+    return await gateway.queues.read()
+
 
 Number = Annotated[int, Path(ge=1, le=2**63 - 1)]
 
