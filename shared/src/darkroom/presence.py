@@ -13,6 +13,7 @@ from typing import Any
 from celery import Celery, bootsteps
 from celery.worker import state
 from celery.worker.request import Request
+from kombu.utils.imports import symbol_by_name
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
@@ -70,10 +71,10 @@ class Handled:
         return {queue: (count, (count - before[queue]) / span_s) for queue, count in counts.items()}
 
 
-def counting(handled: Handled) -> type[Request]:
-    """Celery's request that is counted when it is acknowledged: done, failed or sent again, but not handed back."""
+def counting(kind: type[Request], handled: Handled) -> type[Request]:
+    """A kind of request that is counted when it is acknowledged: done, failed or sent again, but not handed back."""
 
-    class CountingRequest(Request):  # type: ignore[misc]
+    class CountingRequest(kind):  # type: ignore[misc]
         def acknowledge(self) -> None:
             if not self.acknowledged and (queue := _queue_of(self)) is not None:
                 handled.add(queue)
@@ -82,17 +83,21 @@ def counting(handled: Handled) -> type[Request]:
     return CountingRequest
 
 
-def announce_presence(app: Celery, node: Node) -> None:
-    """Has the worker of this application say that it is there for as long as it consumes."""
+def announce_presence(app: Celery, node: Node, pool: str) -> None:
+    """Has the worker of this application say that it is there for as long as it consumes.
+
+    Call it when every task is bound.
+    """
     handled = Handled(time.monotonic())
-    app.Task.Request = counting(handled)
+    for task in app.tasks.values():
+        task.Request = counting(symbol_by_name(task.Request), handled)
     redis = Redis.from_url(
         app.conf.result_backend,
         socket_timeout=ANSWER_S,
         socket_connect_timeout=ANSWER_S,
         retry=Retry(NoBackoff(), 0),  # the next time is soon, and the loop waits meanwhile
     )
-    app.steps["consumer"].add(_presence_step(PresenceWriter(redis), handled, node))
+    app.steps["consumer"].add(_presence_step(PresenceWriter(redis), handled, node, pool))
 
 
 class PresenceWriter:
@@ -130,7 +135,7 @@ class PresenceWriter:
             log.warning("presence.not_removed", extra={"error": repr(error)})
 
 
-def _presence_step(writer: PresenceWriter, handled: Handled, node: Node) -> type[bootsteps.StartStopStep]:
+def _presence_step(writer: PresenceWriter, handled: Handled, node: Node, pool: str) -> type[bootsteps.StartStopStep]:
     class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
         """Speaks from the worker's own loop: one that is stuck, or has no broker, is not there."""
 
@@ -139,7 +144,7 @@ def _presence_step(writer: PresenceWriter, handled: Handled, node: Node) -> type
         def start(self, consumer: Any) -> None:
             def speak() -> None:
                 now_s = time.monotonic()
-                writer.write(presence_of(consumer, node, handled.mark(now_s)), now_s)
+                writer.write(presence_of(consumer, node, pool, handled.mark(now_s)), now_s)
 
             speak()
             self.entry = consumer.timer.call_repeatedly(INTERVAL_S, speak)
@@ -152,19 +157,18 @@ def _presence_step(writer: PresenceWriter, handled: Handled, node: Node) -> type
     return Presence
 
 
-def presence_of(consumer: Any, node: Node, handled: Mapping[str, tuple[int, float]]) -> WorkerPresence:
+def presence_of(consumer: Any, node: Node, pool: str, handled: Mapping[str, tuple[int, float]]) -> WorkerPresence:
     """What there is to say of a worker's consumer now."""
     in_hand = Counter(_queue_of(request) for request in _reserved())
     queues = {}
     for queue in consumer.app.amqp.queues.consume_from:
         count, rate_per_s = handled.get(queue, (0, 0.0))
         queues[queue] = QueueWork(handled=count, in_hand=in_hand[queue], rate_per_s=round(rate_per_s, 3))
-    pool = consumer.pool
     return WorkerPresence(
         name=consumer.hostname,
         node=node.value,
-        pool=type(pool).__module__.rpartition(".")[2],
-        concurrency=pool.num_processes or 1,
+        pool=pool,
+        concurrency=consumer.pool.num_processes or 1,
         queues=queues,
     )
 

@@ -143,7 +143,7 @@ def run_worker(
         watchdog.start()
     if options.pool == "prefork":
         worker_before_create_process.connect(_share_memory, weak=False)
-    announce_presence(app, options.node)
+    announce_presence(app, options.node, options.pool)
     _trace(app, options)
     if not app.conf.darkroom_declare:
         app.conf.worker_consumer = UndeclaringConsumer

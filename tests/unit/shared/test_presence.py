@@ -4,11 +4,13 @@ from typing import Any
 from unittest.mock import MagicMock, Mock
 
 import pytest
+from celery import Celery
 from celery.worker.request import Request
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from darkroom.contracts.messages import WorkerPresence
-from darkroom.presence import Handled, PresenceWriter, counting
+from darkroom.presence import Handled, PresenceWriter, announce_presence, counting
+from darkroom.topology import Node
 
 PRESENCE = WorkerPresence(name="embedder@host", node="embedder", pool="solo", concurrency=1, queues={})
 
@@ -44,12 +46,28 @@ def test_a_message_is_counted_once_and_when_it_is_off_the_queue_for_good(
     monkeypatch.setattr(Request, "reject", off)
     monkeypatch.setattr(Request, "delivery_info", {"routing_key": routing_key})
     handled = Handled(0)
-    kind = counting(handled)
+    kind = counting(Request, handled)
     done, given_back = kind.__new__(kind), kind.__new__(kind)
     done.acknowledge()
     done.acknowledge()
     given_back.reject()
     assert handled.mark(2) == ({counted: (1, 0.5)} if counted else {})
+
+
+def test_every_task_is_counted_whatever_its_kind_of_request() -> None:
+    class OwnRequest(Request):
+        pass
+
+    def nothing() -> None:
+        pass
+
+    app = Celery("test", set_as_current=False)
+    app.conf.result_backend = "redis://127.0.0.1:1/0"
+    plain = app.task(name="plain", shared=False)(nothing)
+    own = app.task(name="own", shared=False, Request=OwnRequest)(nothing)
+    announce_presence(app, Node.FINALIZE, "threads")
+    assert issubclass(own.Request, OwnRequest)
+    assert {kind.__name__ for kind in (own.Request, plain.Request)} == {"CountingRequest"}
 
 
 def test_a_result_store_that_is_away_is_asked_ever_more_seldom() -> None:

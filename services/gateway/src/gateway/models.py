@@ -419,7 +419,7 @@ class Queue(BaseModel):
     node: str = Field(description="The kind of worker that takes from it.")
     depth: int | None = Field(description="Messages that wait for a worker.")
     oldest_age_s: float | None = Field(
-        description="Wait of the fence that is on its way, else of the last one; null where no fence goes through."
+        description="Wait of the last fence, or of the one on its way if longer; null where no fence goes through."
     )
     consumers: int | None = Field(description="Workers that take from it.")
     in_hand: int | None = Field(description="Messages that workers hold, being worked on or next.")

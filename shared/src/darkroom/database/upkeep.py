@@ -117,13 +117,14 @@ def _queue_probe(row: Row[Any]) -> QueueProbe:
 def queue_ages(connection: Connection) -> dict[str, float]:
     """How long the oldest message of each queue has waited, in seconds, as far as its fences tell.
 
-    That is the age of the oldest fence on its way, and without one the wait of the last that came back.
+    That is the age of the oldest fence on its way or the wait of the last that came back, whichever is longer: a fence
+    that was sent a second ago says nothing of what is before it in the queue.
     """
     rows = connection.execute(
         text(
             """
             WITH queues AS (SELECT DISTINCT queue FROM fences)
-            SELECT queue, extract(epoch FROM coalesce(
+            SELECT queue, extract(epoch FROM greatest(
                 clock_timestamp() - (
                     SELECT min(sent_at) FROM fences
                     WHERE fences.queue = queues.queue AND returned_at IS NULL AND number > coalesce(back.number, 0)
