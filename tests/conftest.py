@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
 
+import httpx
 import psycopg
 import pytest
 from kombu import Connection
@@ -133,6 +134,41 @@ def broker_url(request: pytest.FixtureRequest) -> str:
 def blob_url(tmp_path: Path) -> str:
     """An empty blob store of this test."""
     return (tmp_path / "blobs").as_uri()
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """A server in this process that speaks S3."""
+    from moto.server import ThreadedMotoServer  # half a second, which most runs need not wait for
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3_env(s3_endpoint: str) -> dict[str, str]:
+    """The environment of a service whose blobs go into a new bucket."""
+    bucket = f"test-{uuid4().hex}"
+    httpx.put(f"{s3_endpoint}/{bucket}").raise_for_status()
+    return {
+        "DARKROOM_BLOB_URL": f"s3://{bucket}/below",
+        "AWS_ENDPOINT_URL": s3_endpoint,
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+    }
+
+
+@pytest.fixture
+def s3_url(s3_env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty bucket, for stores that are opened in this process."""
+    for name, value in s3_env.items():
+        monkeypatch.setenv(name, value)
+    return s3_env["DARKROOM_BLOB_URL"]
 
 
 @pytest.fixture

@@ -88,7 +88,7 @@ class StorageSettings(Settings):
     """Where blobs lie."""
 
     blob_url: str
-    """`file:///absolute/folder`."""
+    """`file:///absolute/folder` or `s3://bucket/prefix`; `gs://` and `az://` are untested."""
 
 
 class RenderSettings(Settings):

@@ -67,6 +67,9 @@ class BlobStore(Protocol):
     def new_writer(self) -> BlobWriter:
         """An empty blob without a key."""
 
+    def signed_url(self, key: str, expires_s: int) -> str | None:
+        """An address from which anyone may download the blob for that long; None: this store has none."""
+
 
 class FileWriter:
     """A `BlobWriter` in a folder."""
@@ -110,9 +113,8 @@ class FileStore:
         (root / INCOMING).mkdir(parents=True, exist_ok=True)
 
     def path(self, key: str) -> Path:
-        """Where a key's bytes lie; raises `ValueError` for a key that would leave the folder or has a second name."""
-        if any(part in ("", ".", "..") for part in key.split("/")):
-            raise ValueError(f"{key!r} is not a blob key")
+        """Where a key's bytes lie; raises `ValueError` as `check_key` does."""
+        check_key(key)
         return self.root / key
 
     def put(self, key: str, data: bytes) -> None:
@@ -181,13 +183,29 @@ class FileStore:
     def new_writer(self) -> FileWriter:
         return FileWriter(self)
 
+    def signed_url(self, key: str, expires_s: int) -> str | None:
+        return None
+
+
+OBJECT_STORES = ("s3", "gs", "az")
+
 
 def open_blob_store(url: str) -> BlobStore:
-    """The store that a `DARKROOM_BLOB_URL` names; raises `ConfigurationError` for any other than `file:///folder`."""
+    """The store that a `DARKROOM_BLOB_URL` names; raises `ConfigurationError` for one that cannot be."""
     parts = urlsplit(url)
+    if parts.scheme in OBJECT_STORES and parts.netloc:
+        from darkroom.object_storage import open_object_store  # most processes never need it
+
+        return open_object_store(url)
     if parts.scheme != "file" or parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
-        raise ConfigurationError(f"DARKROOM_BLOB_URL is {url!r}; it must be file:///absolute/folder")
+        raise ConfigurationError(f"DARKROOM_BLOB_URL is {url!r}; it must be file:///absolute/folder or s3://bucket")
     return FileStore(Path(unquote(parts.path)))
+
+
+def check_key(key: str) -> None:
+    """Raises `ValueError` for a key that would leave the store or has a second name."""
+    if any(part in ("", ".", "..") for part in key.split("/")):
+        raise ValueError(f"{key!r} is not a blob key")
 
 
 def move_durably(source: Path, target: Path) -> None:

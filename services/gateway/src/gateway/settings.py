@@ -36,6 +36,9 @@ class GatewaySettings(
     """0: any free port; the log says which."""
     search_timeout_ms: int = Field(10_000, ge=1)
     """A query waits for at most the batch being computed: 16 of ViT-B/32 in float32 on one core are 2 s."""
+    direct_download_s: int = Field(0, ge=0, le=7 * 86_400)
+    """How long the address is valid to which a download is redirected, straight into the object store; S3 allows 7
+    days. 0: the gateway serves every byte itself, as it does with `file://`."""
     dispatcher_enabled: bool = True
     """Whether this process dispatches. Any number of gateways may; none of them means that nothing is worked on."""
     dispatch_batch: int = Field(50, ge=1, le=1000)

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from anyio.to_thread import run_sync
 from fastapi import Request, Response
-from fastapi.responses import StreamingResponse
+from fastapi.responses import RedirectResponse, StreamingResponse
 
 from darkroom.contracts.base import BlobKey
 from darkroom.errors import PermanentError
@@ -72,8 +72,11 @@ def matches(header: str | None, etag: str) -> bool:
     return header.strip() == "*" or f'"{etag}"' in [one.strip().removeprefix("W/") for one in header.split(",")]
 
 
-async def serve(request: Request, store: BlobStore, blob: Blob) -> Response:
-    """The answer to a GET or HEAD of a blob: 200, 206, 304, or 416 as a problem."""
+async def serve(request: Request, store: BlobStore, blob: Blob, direct_s: int = 0) -> Response:
+    """The answer to a GET or HEAD of a blob: 200, 206, 304, or 416 as a problem.
+
+    With `direct_s`, a GET is redirected (307) to where the store itself serves the blob for that many seconds.
+    """
     headers = {
         "ETag": f'"{blob.etag}"',
         # The content under an image's id never changes; only whether it is there.
@@ -83,6 +86,9 @@ async def serve(request: Request, store: BlobStore, blob: Blob) -> Response:
     }
     if matches(request.headers.get("if-none-match"), blob.etag):
         return Response(status_code=304, headers=headers)
+    if direct_s and request.method == "GET" and (url := await run_sync(_signed, store, blob.key, direct_s)):
+        # Whoever has the address has the picture: not for shared caches, and not for as long as it is valid.
+        return RedirectResponse(url, 307, {"Cache-Control": f"private, max-age={direct_s // 2}"})
     range_header = request.headers.get("range")
     if request.headers.get("if-range", headers["ETag"]) != headers["ETag"]:
         range_header = None
@@ -120,6 +126,11 @@ class _Opened:
     @property
     def part(self) -> ByteRange:
         return self.asked or ByteRange(0, self.size)
+
+
+def _signed(store: BlobStore, key: BlobKey, expires_s: int) -> str | None:
+    store.info(key)  # a blob that is missing is our problem to report, not the object store's
+    return store.signed_url(key, expires_s)
 
 
 def _open(store: BlobStore, key: BlobKey, range_header: str | None) -> _Opened:

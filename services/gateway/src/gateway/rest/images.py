@@ -45,6 +45,7 @@ _PICTURE: dict[int | str, dict[str, Any]] = {
     200: {"description": "The whole picture", "content": {"image/*": {}}},
     206: {"description": "The asked range of it", "content": {"image/*": {}}},
     304: {"description": "The client has it already"},
+    307: {"description": "Where the object store itself serves it, by DARKROOM_DIRECT_DOWNLOAD_S"},
     **answers_with(404, 416),
 }
 
@@ -94,7 +95,7 @@ async def original(request: Request, gateway: FromGateway, image_id: UUID) -> Re
     """The bytes that were uploaded, to save as a file."""
     row = await library.find_image(gateway.engine, image_id)
     blob = Blob(original_key(row.sha256), row.sha256, is_download=True, filename=row.filename)
-    return await serve(request, gateway.store, blob)
+    return await serve(request, gateway.store, blob, gateway.settings.direct_download_s)
 
 
 @router.head("/images/{image_id}/thumbnails/{size}", include_in_schema=False)
@@ -102,7 +103,7 @@ async def original(request: Request, gateway: FromGateway, image_id: UUID) -> Re
 async def thumbnail(request: Request, gateway: FromGateway, image_id: UUID, size: ThumbnailSize) -> Response:
     """A rendition of a ready image."""
     found = await library.find_thumbnail(gateway.engine, image_id, size)
-    return await serve(request, gateway.store, Blob(found.key, found.etag))
+    return await serve(request, gateway.store, Blob(found.key, found.etag), gateway.settings.direct_download_s)
 
 
 @router.delete("/images/{image_id}", status_code=204, responses=answers_with(404))

@@ -117,6 +117,7 @@ def _write(store: BlobStore) -> None:
     writer = store.new_writer()
     try:
         writer.write(b"readyz")
+        writer.sync()  # an object store hears nothing before
     finally:
         writer.discard()
 
