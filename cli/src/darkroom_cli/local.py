@@ -5,6 +5,7 @@ The services are started as commands and configured by their environment alone: 
 
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import httpx
 
 from darkroom_cli.servers import PostgresServer, RabbitServer, RedisServer, ServerError
 from darkroom_cli.servers.ports import LOOPBACK, is_free
+from darkroom_cli.servers.server import write_private
 from darkroom_cli.supervisor import Supervisor, read_states
 
 DEFAULT_DATA_DIR = Path(".darkroom")
@@ -152,6 +154,17 @@ def heartbeat_file(options: LocalOptions, service: Service) -> Path:
     return options.data_dir.absolute() / "run" / f"{service.name}.heartbeat"
 
 
+def environment_file(options: LocalOptions) -> Path:
+    """The file that a shell reads to find the broker and the results, with Celery's own tools for one."""
+    return options.data_dir.absolute() / "run" / "environment"
+
+
+def shell_environment(endpoints: Endpoints) -> str:
+    """Lines for a shell that export what Celery's own tools are given."""
+    values = {"DARKROOM_BROKER_URL": endpoints.broker_url, "DARKROOM_RESULT_URL": endpoints.result_url}
+    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in values.items())
+
+
 @contextmanager
 def running(options: LocalOptions, steps: Steps) -> Iterator[Supervisor]:
     """Everything runs inside the block, ready to take a photo through; nothing is left of it afterwards.
@@ -166,6 +179,7 @@ def running(options: LocalOptions, steps: Steps) -> Iterator[Supervisor]:
         endpoints = _start_servers(options, supervisor, steps)
         with steps.step("preparing the database", "database is up to date"):
             _migrate(options, endpoints, supervisor.log_path("migrate"))
+        write_private(environment_file(options), shell_environment(endpoints))
         with steps.step("starting the services", f"{len(SERVICES)} services started"):
             for service in SERVICES:
                 heartbeat_file(options, service).unlink(missing_ok=True)

@@ -24,6 +24,7 @@ from celery.signals import (
 from celery.worker.consumer import Consumer
 
 from darkroom.celery_app import await_no_results, ensure_topology
+from darkroom.control import correct_commands
 from darkroom.errors import ConfigurationError
 from darkroom.presence import announce_presence
 from darkroom.settings import TracingSettings
@@ -135,6 +136,7 @@ def run_worker(
     too passes the watchdog that it marks its units on.
     """
     await_no_results(app)
+    correct_commands()
     if heartbeat_file is not None:
         app.steps["consumer"].add(_heartbeat_step(heartbeat_file))
     if watchdog is None and options.watchdog_s is not None:

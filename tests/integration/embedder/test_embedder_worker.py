@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import socket
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -249,6 +250,46 @@ def test_an_error_fails_only_its_own_photo(start_worker, client, store, broker_u
     assert [(each["sha256"], each["problem"]["type"].rpartition("/")[2]) for each in failures] == [
         (sha(100), "proxy-undecodable")
     ]
+
+
+@on_rabbitmq
+def test_it_answers_and_pauses_a_lane_while_a_batch_is_computed(start_worker, client, store, redis):
+    worker = start_worker(DARKROOM_BATCH_SIZE="4")
+    results = fill_model(worker, client, store, redis, range(4))
+    node = [f"embedder@{socket.gethostname()}"]
+    inspect = client.control.inspect(node, timeout=60)
+    assert inspect.ping() == {node[0]: {"ok": "pong"}}
+    assert {each["id"] for each in inspect.reserved()[node[0]]} == {result.id for result in results}
+    client.control.cancel_consumer("embed.bulk", node)
+    soon(lambda: len(inspect.active_queues()[node[0]]) == 2)
+    paused = publish_photos(client, store, range(10, 13))
+    results += publish_photos(client, store, range(20, 23), Lane.INTERACTIVE)
+    worker.switch("closed", on=False)
+    all_succeed(results)
+    assert {result.state for result in paused} == {"PENDING"}
+    assert worker.received(EMBED) == 7
+    client.control.add_consumer("embed.bulk", destination=node)
+    all_succeed(paused)
+
+
+def test_a_rate_limit_holds_photos_back_and_the_next_one_forgets_it(start_worker, client, store):
+    worker = start_worker()
+    node = [f"embedder@{socket.gethostname()}"]
+
+    def limit(rate: str) -> None:
+        [answer] = client.control.rate_limit(EMBED.name, rate, node, reply=True, timeout=60)
+        assert "ok" in answer[node[0]]
+
+    limit("50/s")
+    all_succeed(publish_photos(client, store, range(20)))
+    limit("1/h")
+    held = publish_photos(client, store, range(20, 25))
+    soon(lambda: any(result.state == "SUCCESS" for result in held) and worker.received(EMBED) == 25)
+    assert sum(result.state == "SUCCESS" for result in held) == 1
+    limit("0")
+    all_succeed(held)
+    # Each once, and by way of the buffer, not one by one in the task's body.
+    assert sum(batch["size"] for batch in worker.events("embedder.batch")) == 25
 
 
 @on_redis

@@ -1,11 +1,21 @@
 """What the local mode would start, and with which environment."""
 
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from darkroom import topology
-from darkroom_cli.local import SERVICES, Endpoints, LocalOptions, is_url, service_environment, without_password
+from darkroom_cli.local import (
+    SERVICES,
+    Endpoints,
+    LocalOptions,
+    is_url,
+    service_environment,
+    shell_environment,
+    without_password,
+)
 
 ENDPOINTS = Endpoints(
     "postgresql+psycopg://darkroom@/darkroom?host=/tmp/s",
@@ -63,6 +73,13 @@ def test_every_process_has_a_heartbeat_of_its_own():
     files = {environment_of(service.name)["DARKROOM_HEARTBEAT_FILE"] for service in SERVICES}
     assert len(files) == len(SERVICES)
     assert all(Path(file).is_absolute() for file in files)
+
+
+def test_a_shell_reads_the_addresses_back_as_they_are():
+    endpoints = replace(ENDPOINTS, broker_url="amqp://u:it's $1@b")
+    lines = shell_environment(endpoints) + 'printf "%s\\n" "$DARKROOM_BROKER_URL" "$DARKROOM_RESULT_URL"'
+    said = subprocess.run(["sh", "-c", lines], capture_output=True, text=True, check=True, env={})
+    assert said.stdout.splitlines() == [endpoints.broker_url, endpoints.result_url]
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from typing import Any
 
 from celery import Celery, Task, bootsteps
 from celery.worker import state
+from celery.worker.consumer import Consumer
 from celery.worker.request import Request
 from celery.worker.strategy import default
 from pydantic import ValidationError
@@ -212,17 +213,20 @@ class _Bell:
 
 
 class _BufferingConsumer:
-    """What Celery's default strategy takes for the consumer; it buffers requests, also those that had a countdown."""
+    """What Celery's default strategy takes for the consumer: what has waited for a countdown or a rate is buffered too.
 
-    def __init__(self, consumer: Any, receive: Callable[[Request], None]) -> None:
+    Those ways to `on_task_request` are Celery's own, here with ours at their end.
+    """
+
+    apply_eta_task = Consumer.apply_eta_task
+    _limit_task = Consumer._limit_task
+    _limit_post_eta = Consumer._limit_post_eta
+    _limit_move_to_pool = Consumer._limit_move_to_pool
+    _schedule_bucket_request = Consumer._schedule_bucket_request
+
+    def __init__(self, consumer: Consumer, receive: Callable[[Request], None]) -> None:
         self._consumer = consumer
         self.on_task_request = receive
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._consumer, name)
-
-    def apply_eta_task(self, request: Request) -> None:
-        """Called when a retried request's time has come."""
-        state.task_reserved(request)
-        self.on_task_request(request)
-        self._consumer.qos.decrement_eventually()
