@@ -29,8 +29,9 @@ check: $(VENV)/.installed-dev  ## Style, types and walls, in seconds.
 proto: $(VENV)/.installed-dev  ## The code that is generated from darkroom.proto, again. OUT=folder writes it elsewhere.
 	$(BIN)/python -m grpc_tools.protoc -I shared/src --python_out=$(OUT) --pyi_out=$(OUT) --grpc_python_out=$(OUT) $(PROTO)
 
-servers:  ## RabbitMQ for the tests: found, or installed on Debian as root, or the command to run is printed.
+servers:  ## RabbitMQ and Chromium for the tests: found, installed on Debian as root, or the command to run is printed.
 	@sh tests/install-rabbitmq.sh
+	@sh tests/install-chromium.sh
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \

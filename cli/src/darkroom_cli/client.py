@@ -213,6 +213,10 @@ class Darkroom:
                 return
             parameters["page_token"] = page["next_page_token"]
 
+    def trace(self, image_id: str) -> dict[str, Any]:
+        """One image's spans as a tree, and where its time went."""
+        return cast(dict[str, Any], self._get(f"/v1/images/{image_id}/trace"))
+
     def delete(self, image_id: str) -> None:
         """Deletes one image."""
         self._checked(self._persistently(lambda: self._http.delete(f"/v1/images/{image_id}")))

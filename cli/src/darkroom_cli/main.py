@@ -19,7 +19,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from darkroom_cli import contact_sheet, rendering
+from darkroom_cli import contact_sheet, rendering, waterfall
 from darkroom_cli.client import (
     DEFAULT_URL,
     POLL_S,
@@ -299,6 +299,21 @@ def retry(id_: str) -> None:
     with _client() as client:
         client.retry(id_)
     out.print("accepted")
+
+
+@main.command()
+@click.argument("id_", metavar="ID")
+@json_option
+def trace(id_: str, as_json: bool) -> None:
+    """Show where an image's time went: its work, its waits, what went wrong."""
+    with _client() as client:
+        answer = client.trace(id_)
+        if as_json:
+            _print_json(answer)
+            return
+        out.print(waterfall.trace_page(answer, out.width))
+        if out.is_terminal:
+            err.print(f"{client.url}/images/{id_}/trace", style="dim", soft_wrap=True)
 
 
 @main.command()

@@ -69,6 +69,38 @@ def test_the_port_and_the_slots_are_as_asked_for():
     assert "DARKROOM_WORKER_CONCURRENCY" not in environment_of("finalize")
 
 
+def test_spans_go_to_the_gateway_which_keeps_them():
+    for service in SERVICES:
+        assert environment_of(service.name)["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://127.0.0.1:8123/otlp"
+    assert environment_of("gateway")["DARKROOM_TRACE_STORE_ENABLED"] == "true"
+    assert "DARKROOM_TRACE_STORE_ENABLED" not in environment_of("thumbnailer")
+
+
+@pytest.mark.parametrize(
+    "decided",
+    [
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://jaeger:4318"},
+        {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://jaeger:4318/v1/traces"},
+        {"OTEL_TRACES_EXPORTER": "none"},
+        {"OTEL_SDK_DISABLED": "true"},
+    ],
+)
+def test_whoever_has_decided_where_spans_go_is_left_alone(decided):
+    environment = environment_of("gateway", decided)
+    assert {name: value for name, value in environment.items() if name.startswith("OTEL_")} == decided
+    assert "DARKROOM_TRACE_STORE_ENABLED" not in environment
+
+
+def test_a_store_can_be_switched_off_alone():
+    assert (
+        environment_of("gateway", {"DARKROOM_TRACE_STORE_ENABLED": "false"})["DARKROOM_TRACE_STORE_ENABLED"] == "false"
+    )
+
+
+def test_the_gateway_ends_after_those_that_send_it_spans():
+    assert [service.name for service in SERVICES if service.is_needed_to_the_end] == ["gateway"]
+
+
 def test_every_process_has_a_heartbeat_of_its_own():
     files = {environment_of(service.name)["DARKROOM_HEARTBEAT_FILE"] for service in SERVICES}
     assert len(files) == len(SERVICES)

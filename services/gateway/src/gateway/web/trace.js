@@ -6,7 +6,7 @@ const imageId = location.pathname.split("/")[2];
 const path = `/v1/images/${imageId}/trace`;
 
 let shown = ""; // the answer that is on the page
-let chosen = null; // id of the span whose details are shown
+let chosen = null; // id of the span whose details were asked for
 let zoom = null; // id of the span that fills the width
 const closed = new Set(); // ids of spans whose children are hidden
 
@@ -215,12 +215,11 @@ function showDetails(span, trace) {
 }
 
 function choose(row, trace) {
-  chosen = row.dataset.id;
   for (const other of rows()) {
     other.tabIndex = other === row ? 0 : -1;
     other.ariaSelected = other === row;
   }
-  showDetails(trace.spans.find((span) => span.id === chosen), trace);
+  showDetails(trace.spans.find((span) => span.id === row.dataset.id), trace);
 }
 
 function onKey(event, row, trace, section) {
@@ -267,6 +266,7 @@ function sectionOf(trace, answer) {
     row.onclick = () => row.focus();
     row.ondblclick = () => zoomTo(span.id, section, trace);
     row.onfocus = () => {
+      chosen = span.id;
       byId("details").classList.add("asked");
       choose(row, trace);
     };
