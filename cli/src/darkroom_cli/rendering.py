@@ -286,7 +286,8 @@ LONG_WAIT_S = 60
 def queues_page(overview: Mapping[str, Any], width: int) -> RenderableType:
     """Every queue with its figures; what nobody takes from and what waits for long stand out."""
     numbers = ("waiting", "oldest", "in hand", "per second", "workers")
-    shown = table("queue", *numbers, "taken by", "probe", right=numbers, elastic=("probe",))
+    nodes = ("taken by",) if width >= ROOMY else ()
+    shown = table("queue", *numbers, *nodes, "probe", right=numbers, elastic=("probe",))
     for queue in overview["queues"]:
         is_left = queue["consumers"] == 0
         age = queue["oldest_age_s"]
@@ -298,7 +299,7 @@ def queues_page(overview: Mapping[str, Any], width: int) -> RenderableType:
             _figure(queue["in_hand"]),
             _rate(queue["rate_per_s"]),
             Text(_figure(queue["consumers"]), "red" if is_left else ""),
-            Text(queue["node"], "red" if is_left else "dim"),
+            *([Text(queue["node"], "red" if is_left else "dim")] if nodes else []),
             Text.assemble(
                 (probe["state"], PROBE_STYLES.get(probe["state"], "dim")),
                 (f"  {probe['text']}" if width >= WIDE else "", "dim"),

@@ -125,6 +125,7 @@ def test_openapi_says_what_there_is_and_nothing_of_later(gateway: Served) -> Non
         "DELETE /v1/images/{image_id}",
         "POST /v1/images/{image_id}:retry",
         "GET /v1/images/{image_id}/events",
+        "GET /v1/images/{image_id}/trace",
         "GET /v1/events",
         "GET /v1/images/{image_id}/original",
         "GET /v1/images/{image_id}/thumbnails/{size}",

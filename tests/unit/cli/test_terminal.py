@@ -154,13 +154,14 @@ def queues_of(*queues, unknown=None, **dead):
     return {"queues": list(queues), "dead_letters": letters, "workers": [], "unknown": unknown or {}}
 
 
-@pytest.mark.parametrize("width", [100, 160])
+@pytest.mark.parametrize("width", [80, 100, 160])
 def test_the_queues_show_what_waits_and_who_works(width):
     waiting = queue("embed.bulk", depth=12_345, oldest_age_s=185.0, in_hand=16, rate_per_s=21.49)
     shown = text_of(rendering.queues_page(queues_of(queue("embed"), waiting), width), width)
-    for part in ("embed.bulk", "12,345", "3 min 5 s", "16", "21", "embedder", "ok", "0 to be read, 0 for a person"):
+    for part in ("embed.bulk", "12,345", "3 min 5 s", "16", "21", "ok", "0 to be read, 0 for a person"):
         assert part in shown
     assert len(shown.splitlines()) == 5
+    assert ("embedder" in shown) is (width >= 100)
     assert ("back after" in shown) is (width == 160)
 
 

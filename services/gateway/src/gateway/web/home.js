@@ -141,10 +141,35 @@ async function system() {
   byId("system").textContent = parts.filter(Boolean).join(" · ");
 }
 
+function figure(value, digits = 0) {
+  return value === null ? "–" : value.toLocaleString("en", { maximumFractionDigits: digits });
+}
+
+// Asked for only while somebody looks.
+async function queues() {
+  if (!byId("queues").open) return;
+  const { queues, dead_letters: dead, unknown } = await call("/v1/queues");
+  const rows = queues.map((queue) => {
+    const row = document.createElement("tr");
+    row.className = queue.consumers === 0 ? "left" : queue.depth ? "busy" : "";
+    const age = queue.oldest_age_s === null ? "–" : `${figure(queue.oldest_age_s, queue.oldest_age_s < 10 ? 2 : 0)} s`;
+    const { name, depth, in_hand, rate_per_s, consumers, probe } = queue;
+    for (const text of [name, figure(depth), age, figure(in_hand), figure(rate_per_s, 2), figure(consumers), probe?.state ?? "–"])
+      row.insertCell().textContent = text;
+    row.lastChild.title = probe?.text ?? "";
+    row.lastChild.className = probe?.state ?? "";
+    return row;
+  });
+  byId("queues").querySelector("tbody").replaceChildren(...rows);
+  const letters = dead.supported ? `${figure(dead.kept)} dead letters wait for a person` : "This broker has no dead letters";
+  byId("queues").querySelector("p").textContent = [letters, ...new Set(Object.values(unknown))].join(" · ");
+}
+
 async function poll() {
   try {
     await follow();
     await system();
+    await queues();
   } catch {
     byId("system").textContent = "Darkroom does not answer.";
   }
@@ -164,6 +189,8 @@ byId("query-picture").onchange = ({ target }) => {
   target.value = "";
   attempt(() => search(`Like ${name}`, call("/v1/search:image", { method: "POST", body: form })));
 };
+byId("queues").ontoggle = () => attempt(queues);
+byId("queues").open = location.hash === "#queues";
 byId("back").onclick = () => attempt(() => recent());
 byId("more").onclick = () => attempt(() => recent(nextPage));
 
