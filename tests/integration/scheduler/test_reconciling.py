@@ -1,7 +1,9 @@
 """What the reconciler does about lost work, on a real PostgreSQL and both brokers."""
 
+import shutil
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -23,7 +25,7 @@ from sqlalchemy import Engine, func, select, text
 
 from darkroom.celery_app import bound_publishing, create_app
 from darkroom.contracts.base import Lane
-from darkroom.database import dispatch, vectors
+from darkroom.database import dispatch, upkeep, vectors
 from darkroom.database.tables import backfills, fences, models
 from darkroom.settings import BrokerSettings, TaskSettings
 from darkroom.storage import BlobStore, open_blob_store
@@ -31,6 +33,7 @@ from darkroom_cli.servers import ChildProcess
 from scheduler.finalize import add_vector, finish
 from scheduler.reconciler import STUBBORN_AFTER, WORK_QUEUES, reconcile, send_fences
 
+BUNDLED = Path(__file__).parents[3] / "services/embedder/src/embedder/models/tiny"
 AT_ONCE = timedelta(0)
 OTHER = "other@ba9876543210"
 
@@ -142,11 +145,47 @@ def test_a_fence_passes_the_real_workers_and_comes_back(
     ):
         spawn(command, *arguments, DARKROOM_WORKER_CONCURRENCY="1")
 
-    def back() -> set[str]:
+    def back() -> dict[str, str]:
         with engine.connect() as connection:
-            return set(connection.scalars(select(fences.c.queue).where(fences.c.returned_at.is_not(None))))
+            returned = select(fences.c.queue, fences.c.verdict).where(fences.c.returned_at.is_not(None))
+            return {row.queue: row.verdict for row in connection.execute(returned)}
 
-    eventually(lambda: back() == set(queues), within_s=90)
+    assert eventually(lambda: len(back()) == len(queues) and back(), within_s=90) == dict.fromkeys(queues, "ok")
+
+
+def damaged_model(folder: Path) -> Path:
+    """The bundled model with every tenth byte in a quarter of its weights turned around, as a bad disk would."""
+    shutil.copytree(BUNDLED, folder)
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    middle, end = len(weights) // 2, len(weights) * 3 // 4
+    weights[middle:end:10] = bytes(reversed(weights[middle:end:10]))
+    (folder / "model.safetensors").write_bytes(weights)
+    return folder
+
+
+@on_redis
+def test_damaged_weights_and_a_stopped_worker_are_alarms_and_fail_no_photo(
+    spawn: Callable[..., ChildProcess], engine: Engine, store: BlobStore, app: Celery, tmp_path: Path
+) -> None:
+    photo = upload(engine, store, "waiting")
+    dispatch_all(engine)
+    send_fences(engine, app, ["embed", "embed.bulk", "prepare"])
+    damaged = damaged_model(tmp_path / "damaged")
+    spawn("darkroom-embedder", DARKROOM_MODEL=str(damaged), DARKROOM_MODEL_THREADS="1")
+    spawn("darkroom-scheduler", "finalize")
+
+    def states() -> dict[str, str]:
+        with engine.connect() as connection:
+            return {one.queue: one.state for one in upkeep.probe_states(connection)}
+
+    waiting = {"embed": "wrong", "embed.bulk": "wrong", "prepare": "unknown"}
+    eventually(lambda: states() == waiting, within_s=120)
+    run_sql(engine, "UPDATE fences SET sent_at = sent_at - interval '3 minutes' WHERE queue = 'prepare'")
+    alarm = reconcile(engine, app, timedelta(seconds=40)).alarm
+    assert alarm is not None
+    assert "embed is wrong: cosine 1.0000 to the answer at the start, " in alarm
+    assert "prepare is late: a probe is on its way for " in alarm
+    assert original_of(engine, photo.sha256).status == "processing"
 
 
 @on_redis

@@ -5,7 +5,7 @@ import pytest
 from darkroom import topology
 from darkroom.celery_app import create_app
 from darkroom.contracts.base import Lane
-from darkroom.contracts.messages import Embed, ModelReference, RegisterModel
+from darkroom.contracts.messages import Embed, FenceAnswer, ModelReference, RegisterModel
 from darkroom.settings import BrokerSettings, TaskSettings
 from embedder.batching import Buffer, Sizes
 from embedder.consumers import QueueConsumers
@@ -16,6 +16,10 @@ from embedder.worker import REGISTER_RETRY_S, announce, create_embedder, options
 SIZES = Sizes(batch=16, query=4, interactive=32, bulk=32)
 MEMORY = BrokerSettings(broker_url="memory://", result_url="cache+memory://")
 REGISTRATION = RegisterModel(model=ModelReference(id="tiny@0123456789ab", source="bundled"), dim=192)
+
+
+def no_answer(task_id):
+    return FenceAnswer()
 
 
 class FakeConsumer:
@@ -65,7 +69,7 @@ def test_an_announcement_that_fails_is_tried_again(app, monkeypatch):
 
 
 def test_every_queue_of_the_node_has_a_window():
-    app = create_embedder(MEMORY, TaskSettings(), SIZES, 10, compute=list)
+    app = create_embedder(MEMORY, TaskSettings(), SIZES, 10, compute=list, answer=no_answer)
     queues = topology.queues_of(topology.Node.EMBEDDER)
     with app.connection_for_read() as connection:
         consumers = app.amqp.TaskConsumer(connection, queues=[topology.task_queue(name) for name in queues])
@@ -85,5 +89,5 @@ def test_a_request_that_was_in_no_batch_is_computed_alone():
         computed.append(list(jobs))
         return ["outcome"]
 
-    assert MicroBatches([], Buffer(SIZES, 0.01), compute).take_outcome(job) == "outcome"
+    assert MicroBatches([], Buffer(SIZES, 0.01), compute, no_answer).take_outcome(job) == "outcome"
     assert computed == [[job]]

@@ -62,7 +62,7 @@ class ClipModel:
             "max_length": config.text_config.max_position_embeddings,
             "truncation": True,
         }
-        self.device, self.dtype = device, dtype
+        self.folder, self.device, self.dtype = folder, device, dtype
         self.preprocessing = Preprocessing.of(AutoImageProcessor.from_pretrained(folder, local_files_only=True))
         self.reference = ModelReference(id=model_id(source, folder, self.preprocessing), source=source)
         self.dim = self.embed_texts(["a photo"]).shape[1]

@@ -25,8 +25,8 @@ from celery.worker.strategy import default
 from pydantic import ValidationError
 
 from darkroom.contracts.base import Lane
-from darkroom.contracts.messages import Embed
-from darkroom.contracts.tasks import TaskContract
+from darkroom.contracts.messages import Embed, FenceAnswer
+from darkroom.contracts.tasks import FENCE, TaskContract
 from embedder.batching import Buffer, Kind
 from embedder.embedding import Job, Outcome
 
@@ -34,7 +34,10 @@ log = logging.getLogger(__name__)
 
 Compute = Callable[[Sequence[Job]], list[Outcome]]
 
-_outcome: ContextVar[Outcome | None] = ContextVar("outcome", default=None)
+Answer = Callable[[str], FenceAnswer]
+"""Answers the fence of this task id by the model; raises nothing."""
+
+_outcome: ContextVar[Outcome | FenceAnswer | None] = ContextVar("outcome", default=None)
 """The outcome of the one delivery that is being handed over: never found by task id, so never another delivery's."""
 
 
@@ -48,16 +51,20 @@ class Held:
 
 
 class MicroBatches:
-    """The strategy of every batched task of one worker. All methods run on the worker's loop."""
+    """The strategy of every task of one worker that needs the model. All methods run on the worker's loop."""
 
-    def __init__(self, contracts: Sequence[TaskContract[Any, Any]], buffer: Buffer[Held], compute: Compute) -> None:
+    def __init__(
+        self, contracts: Sequence[TaskContract[Any, Any]], buffer: Buffer[Held], compute: Compute, answer: Answer
+    ) -> None:
         self._contracts = {contract.name: contract for contract in contracts}
         self._buffer = buffer
         self._compute = compute
+        self._answer = answer
         self._model_thread = ThreadPoolExecutor(1, "model")
         self._bell = _Bell()
         self._running: _Running | None = None
-        self._finished: deque[tuple[Held, Outcome]] = deque()
+        self._asked: deque[tuple[Request, Future[FenceAnswer]]] = deque()
+        self._finished: deque[tuple[Request, Outcome | FenceAnswer]] = deque()
         self._alarm: Any = None
         self._consumer: Any = None
 
@@ -89,17 +96,28 @@ class MicroBatches:
     def drop(self) -> None:
         """Forgets every request and outcome: the broker delivers them again. What is computing ends unheard."""
         self._buffer.clear()
+        self._asked.clear()
         self._finished.clear()
         self._running = None
 
     def take_outcome(self, job: Job) -> Outcome:
         """What the body of a task returns or raises. Computed here and now for a request that was in no batch."""
         outcome = _outcome.get()
-        if outcome is not None:
+        if outcome is not None and not isinstance(outcome, FenceAnswer):
             return outcome
         return self._model_thread.submit(self._compute, [job]).result()[0]
 
+    def take_answer(self, task_id: str) -> FenceAnswer:
+        """What the body of a fence returns."""
+        outcome = _outcome.get()
+        if isinstance(outcome, FenceAnswer):
+            return outcome
+        return self._model_thread.submit(self._answer, task_id).result()
+
     def _receive(self, request: Request) -> None:
+        if request.task.name == FENCE.name:
+            self._ask(request)
+            return
         try:
             held = self._held(request)
         except (ValidationError, KeyError, TypeError):
@@ -115,6 +133,12 @@ class MicroBatches:
         else:
             kind = Kind.BULK if message.lane is Lane.BULK else Kind.INTERACTIVE
         return Held(request, kind, Job(request.id, message))
+
+    def _ask(self, request: Request) -> None:
+        """Has a fence answered behind the batch that computes: in no batch, so that neither can harm the other."""
+        future = self._model_thread.submit(self._answer, request.id)
+        self._asked.append((request, future))
+        future.add_done_callback(lambda _: self._bell.ring())
 
     def _begin_batch_if_due(self) -> None:
         while self._running is None and (due_at := self._buffer.due_at()) is not None:
@@ -151,11 +175,14 @@ class MicroBatches:
             running, self._running = self._running, None
             self._end(running)
             self._begin_batch_if_due()
+        while self._asked and self._asked[0][1].done():
+            request, answer = self._asked.popleft()
+            self._finished.append((request, answer.result()))
         if self._finished:
-            held, outcome = self._finished.popleft()
+            request, outcome = self._finished.popleft()
             token = _outcome.set(outcome)
             try:
-                self._consumer.on_task_request(held.request)
+                self._consumer.on_task_request(request)
             finally:
                 _outcome.reset(token)
             self._bell.ring()
@@ -170,7 +197,7 @@ class MicroBatches:
             log.critical("embedder.broken", extra={"error": repr(error)})
             state.should_stop = 1
             return
-        done = list(zip(batch, running.future.result(), strict=True))
+        done = list(zip((held.request for held in batch), running.future.result(), strict=True))
         if batch[0].kind is Kind.QUERY:
             self._finished.extendleft(reversed(done))  # a search does not wait for photos to be recorded
         else:

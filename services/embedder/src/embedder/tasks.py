@@ -14,7 +14,7 @@ BATCHED = (EMBED, EMBED_TEXT, EMBED_PICTURE)
 
 
 def register(app: Celery, batches: MicroBatches) -> None:
-    """Binds the tasks; the batched ones get their outcomes from `batches`."""
+    """Binds the tasks; they get their outcomes from `batches`."""
 
     def outcome_of(message: Embed | EmbedText | EmbedPicture, delivery: Delivery) -> Any:
         """Answers with the vector that a batch gave this request, or raises its error."""
@@ -23,12 +23,11 @@ def register(app: Celery, batches: MicroBatches) -> None:
             raise outcome
         return outcome
 
+    def pass_fence(message: Fence, delivery: Delivery) -> FenceAnswer:
+        """Answers the known question of the embedder's queues."""
+        return batches.take_answer(delivery.task_id)
+
     bind(app, EMBED, outcome_of, Strategy=batches)
     bind(app, EMBED_TEXT, outcome_of, Strategy=batches)
     bind(app, EMBED_PICTURE, outcome_of, Strategy=batches)
-    bind(app, FENCE, pass_fence)
-
-
-def pass_fence(message: Fence, delivery: Delivery) -> FenceAnswer:
-    """Having been taken off its queue is all that a fence is for."""
-    return FenceAnswer()
+    bind(app, FENCE, pass_fence, Strategy=batches)

@@ -17,9 +17,10 @@ from transformers.utils import logging as transformers_logging
 
 from darkroom.celery_app import create_app, ensure_topology, request
 from darkroom.contracts.base import Lane
-from darkroom.contracts.messages import RegisterModel
+from darkroom.contracts.messages import FenceAnswer, RegisterModel
 from darkroom.contracts.tasks import EMBED, EMBED_TEXT, REGISTER_MODEL
 from darkroom.errors import ConfigurationError
+from darkroom.fences import answered
 from darkroom.logs import configure_logs
 from darkroom.settings import BrokerSettings, LogSettings, ModelSettings, StorageSettings, TaskSettings, WorkerSettings
 from darkroom.storage import open_blob_store
@@ -29,8 +30,9 @@ from darkroom.worker import Watchdog, WorkerOptions, add_worker_arguments, run_w
 from embedder.batching import Buffer, Sizes
 from embedder.consumers import QueueConsumers
 from embedder.embedding import Embedding, Models
+from embedder.known_answer import KnownAnswer
 from embedder.model import ClipModel, load_model
-from embedder.strategy import Compute, Held, MicroBatches
+from embedder.strategy import Answer, Compute, Held, MicroBatches
 from embedder.tasks import BATCHED, register
 
 log = logging.getLogger(__name__)
@@ -40,12 +42,12 @@ REGISTER_RETRY_S = 5.0
 
 
 def create_embedder(
-    broker: BrokerSettings, tasks: TaskSettings, sizes: Sizes, batch_wait_ms: int, compute: Compute
+    broker: BrokerSettings, tasks: TaskSettings, sizes: Sizes, batch_wait_ms: int, compute: Compute, answer: Answer
 ) -> Celery:
     """The application with its tasks, a window for each queue, and a buffer before the model."""
     app = create_app("embedder", broker, tasks)
     buffer: Buffer[Held] = Buffer(sizes, batch_wait_ms / 1000)
-    batches = MicroBatches(BATCHED, buffer, compute)
+    batches = MicroBatches(BATCHED, buffer, compute, answer)
     register(app, batches)
     app.steps["consumer"].add(batches.consumer_step())
     windows = {
@@ -76,6 +78,7 @@ def serve(
     begun = time.perf_counter()
     model = load(settings.model, settings)
     picture_s = model.warm_up(settings.batch_size)
+    known = KnownAnswer(model)
     # The reconciler and Redis' visibility timeout both allow for what is held as long as one task may take.
     sizes = Sizes.fitting(settings.batch_size, picture_s, held_s=tasks.task_hard_limit_s)
     log.info(
@@ -93,15 +96,20 @@ def serve(
         },
     )
     redis = Redis.from_url(broker.result_url.get_secret_value(), socket_timeout=5, socket_connect_timeout=2)
-    watchdog = Watchdog(tasks.task_hard_limit_s)
+    tries, watchdog = TriesMarkers(redis), Watchdog(tasks.task_hard_limit_s)
     embedding = Embedding(
         Models(model, lambda source: load(source, settings)),
         open_blob_store(StorageSettings().blob_url),
-        TriesMarkers(redis),
+        tries,
         helpers=max(4, threads),
         watch=watchdog.unit,
     )
-    app = create_embedder(broker, tasks, sizes, settings.batch_wait_ms, embedding.run)
+
+    def answer(task_id: str) -> FenceAnswer:
+        with watchdog.unit(f"fence {task_id}"):
+            return answered(task_id, tries, known.compare)
+
+    app = create_embedder(broker, tasks, sizes, settings.batch_wait_ms, embedding.run, answer)
     registration = RegisterModel(model=model.reference, dim=model.dim)
     worker_ready.connect(lambda sender, **_: announce(app, registration, sender), weak=False)
     run_worker(app, running, heartbeat_file=worker.heartbeat_file, watchdog=watchdog)

@@ -35,9 +35,10 @@ from darkroom.contracts.messages import (
 from darkroom.contracts.problems import original_missing
 from darkroom.contracts.tasks import FENCE, PREPARE, PREPARE_QUERY, THUMBNAILS
 from darkroom.errors import BlobMissingError, PermanentError
+from darkroom.fences import answered
 from darkroom.storage import BlobStore
 from darkroom.tries import TriesMarkers
-from thumbnailer import decoding, describing, rendering
+from thumbnailer import decoding, describing, known_answer, rendering
 from thumbnailer.decoding import Limits
 from thumbnailer.problems import ran_out_of_memory, took_too_long, unforeseen
 
@@ -134,6 +135,10 @@ class Photo:
         self._store.put(message.proxy, proxy.data)
         return QueryPrepared()
 
+    def pass_fence(self, message: Fence, delivery: Delivery) -> FenceAnswer:
+        """Answers the known question of the thumbnailer's queues."""
+        return answered(delivery.task_id, self._tries, known_answer.answer)
+
     def _keep(self, key: BlobKey, rendition: rendering.Rendition) -> Rendition:
         self._store.put(key, rendition.data)
         return Rendition(key=key, width=rendition.width, height=rendition.height, bytes=len(rendition.data))
@@ -201,7 +206,7 @@ def register(app: Celery, photo: Callable[[], Photo]) -> None:
     bind(app, PREPARE, prepare, **on_photos)
     bind(app, THUMBNAILS, lambda message, delivery: photo().thumbnails(message, delivery), **on_photos)
     bind(app, PREPARE_QUERY, lambda message, delivery: photo().prepare_query(message, delivery))
-    bind(app, FENCE, pass_fence)
+    bind(app, FENCE, lambda message, delivery: photo().pass_fence(message, delivery))
 
 
 def hint(app: Celery, event: ImagePrepared) -> None:
@@ -218,8 +223,3 @@ def hint(app: Celery, event: ImagePrepared) -> None:
             )
     except Exception as error:  # whatever the transport raises
         log.info("thumbnailer.hint_lost", extra={"sha256": event.sha256, "error": repr(error)})
-
-
-def pass_fence(message: Fence, delivery: Delivery) -> FenceAnswer:
-    """Having been taken off its queue is all that a fence is for."""
-    return FenceAnswer()
