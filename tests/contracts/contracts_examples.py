@@ -43,6 +43,18 @@ EXAMPLES: tuple[Message, ...] = (
     m.QueryPrepared(problem=PROBLEM),
     m.Fence(number=3, queue="embed.bulk"),
     m.FenceAnswer(verdict=m.Verdict.WRONG, answer="cosine 0.4123 to the answer at warm-up"),
+    m.Probe(kind=m.ProbeKind.FAIL, queue="embed.bulk", seconds=2.5, terms=(412, 77), cause="the cause"),
+    m.Probed(
+        kind=m.ProbeKind.IO,
+        queue="prepare",
+        terms=(412, 77),
+        sum=489,
+        seconds=2.5,
+        rounds=70,
+        bytes=262144,
+        write_s=0.0021,
+        read_s=0.0004,
+    ),
     RENDITION,
     m.PreparedManifest(
         sha256=SHA256,

@@ -98,6 +98,26 @@ class Found(TypedDict):
     model: str | None
 
 
+class Task(TypedDict):
+    """One task, as `GET /v1/tasks/{id}` answers; what is not known is None."""
+
+    task_id: str
+    name: str
+    state: str
+    result: Any
+    progress: dict[str, Any] | None
+    error: dict[str, str] | None
+    queue: str | None
+    worker: str | None
+    issued_at: str
+    started_at: str | None
+    finished_at: str | None
+
+
+ENDED = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
+"""The states in which nothing more becomes of a task."""
+
+
 class Picture(NamedTuple):
     """Bytes of a picture file and their media type."""
 
@@ -281,6 +301,28 @@ class Darkroom:
         """A rendition: `small`, `medium` or `large`."""
         response = self._checked(self._persistently(lambda: self._http.get(f"/v1/images/{image_id}/thumbnails/{size}")))
         return Picture(response.content, response.headers["Content-Type"])
+
+    def probe(self, kind: str, **options: Any) -> str:
+        """Sends a probe and returns its task's id. `options` are the fields of `POST /v1/probes/{kind}`; not None."""
+        given = {name: value for name, value in options.items() if value is not None}
+        sent = self._once(lambda: self._http.post(f"/v1/probes/{kind}", json=given))
+        return str(self._json(sent)["task_id"])
+
+    def task(self, task_id: str) -> Task:
+        """One task."""
+        return cast(Task, self._get(f"/v1/tasks/{task_id}"))
+
+    def ended_task(
+        self, task_id: str, *, on_change: Callable[[Task], None] | None = None, poll_s: float = POLL_S
+    ) -> Task:
+        """One task once it has ended; `on_change` is shown it on the way."""
+        while True:
+            task = self.task(task_id)
+            if on_change is not None:
+                on_change(task)
+            if task["state"] in ENDED:
+                return task
+            time.sleep(poll_s)
 
     def ledger(self) -> dict[str, int]:
         """How many images were accepted and what became of them."""

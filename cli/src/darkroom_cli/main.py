@@ -28,6 +28,7 @@ from darkroom_cli.client import (
     DarkroomError,
     Image,
     ProblemError,
+    Task,
     UnreachableError,
 )
 from darkroom_cli.local import DEFAULT_DATA_DIR, LocalOptions, is_url, operate, running, without_password
@@ -314,6 +315,55 @@ def trace(id_: str, as_json: bool) -> None:
         out.print(waterfall.trace_page(answer, out.width))
         if out.is_terminal:
             err.print(f"{client.url}/images/{id_}/trace", style="dim", soft_wrap=True)
+
+
+@main.command()
+@click.argument("kind", type=click.Choice(["add", "cpu", "io", "fail", "slow"]))
+@click.option(
+    "--service",
+    type=click.Choice(["thumbnailer", "embedder", "scheduler"]),
+    help="Whose queue it goes through.  [default: thumbnailer]",
+)
+@click.option("--lane", type=click.Choice(["interactive", "bulk"]), help="[default: interactive]")
+@click.option("--seconds", type=float, help="How long cpu and slow last.  [default: 1]")
+@click.option("--countdown", type=int, help="Whole seconds before it may begin.")
+@click.option("--expires", type=int, help="Seconds after which nobody begins it.  [default: 600]")
+@click.option("--no-wait", is_flag=True, help="Print the task's id and end.")
+@json_option
+def probe(
+    kind: str,
+    service: str | None,
+    lane: str | None,
+    seconds: float | None,
+    countdown: int | None,
+    expires: int | None,
+    no_wait: bool,
+    as_json: bool,
+) -> None:
+    """Send a synthetic task through a queue and follow it.
+
+    add: adds two numbers. cpu: computes. io: writes, reads and removes a blob. fail: fails. slow: sleeps.
+    """
+    with _client() as client:
+        task_id = client.probe(
+            kind, service=service, lane=lane, seconds=seconds, countdown_seconds=countdown, expires_seconds=expires
+        )
+        if no_wait:
+            out.print(task_id)
+            return
+        with rendering.task_progress(err) as progress:
+            bar = progress.add_task("waiting", total=None)
+
+            def show(task: Task) -> None:
+                done = task["progress"] or {"done": 0, "total": None}
+                progress.update(bar, description=task["state"].lower(), completed=done["done"], total=done["total"])
+
+            task = client.ended_task(task_id, on_change=show)
+    if as_json:
+        _print_json(task)
+    else:
+        out.print(rendering.task_details(task))
+    sys.exit(0 if task["state"] == ("FAILURE" if kind == "fail" else "SUCCESS") else 1)
 
 
 @main.command()

@@ -7,11 +7,19 @@ from typing import Any, Literal
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
-from darkroom_cli.client import Batch, Found, Image
+from darkroom_cli.client import Batch, Found, Image, Task
 from darkroom_cli.supervisor import ProcessState
 
 STATUS_STYLES = {"ready": "green", "failed": "red", "processing": "yellow", "accepted": "yellow"}
@@ -166,6 +174,33 @@ def image_details(image: Image) -> RenderableType:
     row("batch", image["batch_id"])
     if image["error"]:
         return Group(shown, problem_text(image["error"]))
+    return shown
+
+
+def task_details(task: Task) -> RenderableType:
+    """What became of a task, and how long it waited apart from how long it ran."""
+    shown = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    shown.add_column(style="dim")
+    shown.add_column(overflow="fold")
+    issued, started, finished = (moment(task[name]) for name in ("issued_at", "started_at", "finished_at"))
+    rows: dict[str, RenderableType | None] = {
+        "task": task["task_id"],
+        "state": Text(task["state"].lower(), {"SUCCESS": "green"}.get(task["state"], "red")),
+        "queue": task["queue"],
+        "worker": task["worker"],
+        # The clocks of two machines: a worker's may be behind.
+        "waited": seconds_text(max(0.0, (started - issued).total_seconds())) if issued and started else None,
+        "ran": seconds_text((finished - started).total_seconds()) if started and finished else None,
+    }
+    if isinstance(task["result"], dict):
+        for name, value in task["result"].items():
+            if name != "queue":
+                rows[name.removesuffix("_s")] = f"{value} s" if name.endswith("_s") else str(value)
+    if task["error"]:
+        rows["error"] = f"{task['error']['message']} ({task['error']['type']})"
+    for label, text in rows.items():
+        if text:
+            shown.add_row(label, text)
     return shown
 
 
@@ -404,6 +439,18 @@ def upload_progress(console: Console) -> Progress:
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def task_progress(console: Console) -> Progress:
+    """A bar for one task, which moves to and fro until the task says how far it is."""
+    return Progress(
+        TextColumn("[progress.description]{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
         console=console,
         transient=True,
         disable=not console.is_terminal,

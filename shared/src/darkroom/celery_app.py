@@ -1,14 +1,17 @@
 """A Celery application for one process: every option that decides a message's fate, with its reason."""
 
+import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from celery import Celery, Task
 from celery.backends.redis import RedisBackend
 from celery.canvas import Signature
 from celery.exceptions import Ignore, Reject
+from celery.states import STARTED
 from kombu import Connection
 from kombu.transport.native_delayed_delivery import (
     bind_queue_to_native_delayed_delivery_exchange,
@@ -22,6 +25,11 @@ from darkroom.contracts.tasks import RECORD_FAILURE, TaskContract
 from darkroom.errors import PermanentError, TransientError
 from darkroom.settings import BrokerSettings, TaskSettings
 from darkroom.telemetry.publishing import TracedAMQP
+
+log = logging.getLogger(__name__)
+
+PROGRESS = "PROGRESS"
+"""The state of a running task that has said how far it is: by custom, not one of Celery's own constants."""
 
 ArgumentsT = TypeVar("ArgumentsT", bound=Message)
 ResultT = TypeVar("ResultT", bound=Message)
@@ -122,6 +130,15 @@ class UnawaitedResults(RedisBackend):  # type: ignore[misc]
     def add_pending_result(self, result: Any, weak: bool = False, start_drainer: bool = True) -> Any:
         return result
 
+    def _get_result_meta(self, result: Any, state: str, traceback: Any, request: Any, **options: Any) -> dict[str, Any]:
+        # Who began it, and when: stored beside the result, which is all that a join reads.
+        meta: dict[str, Any] = super()._get_result_meta(result, state, traceback, request, **options)
+        if request is not None:
+            if state == STARTED:
+                request.started_at = self.app.now().isoformat()
+            meta |= {"started_at": getattr(request, "started_at", None), "worker": getattr(request, "hostname", None)}
+        return meta
+
 
 def await_no_results(app: Celery) -> None:
     """Has a process that never waits for a result use `UnawaitedResults`. Call it before the application is used."""
@@ -198,6 +215,8 @@ class Delivery:
     task_id: str
     previous: Any
     """The result of the step before; a list of results for the body of a chord."""
+    report_progress: Callable[[float, float, str], None] = lambda done, total, unit: None
+    """Tells whoever asks for the task that `done` of `total` are done, in this unit. A hint: it never fails a task."""
 
 
 def bind(
@@ -216,7 +235,7 @@ def bind(
     def run(self: Task, previous: Any = None, *, message: dict[str, Any]) -> dict[str, Any]:
         arguments = contract.arguments.from_wire(message)
         try:
-            return function(arguments, Delivery(self.request.id, previous)).to_wire()
+            return function(arguments, Delivery(self.request.id, previous, partial(_report_progress, self))).to_wire()
         except PermanentError as error:
             if isinstance(arguments, Work):
                 report_failure(app, arguments, error)
@@ -237,6 +256,15 @@ def bind(
         shared=False,  # with this application alone: Celery would register it in every other of this process too
         **options,
     )(run)
+
+
+def _report_progress(task: Task, done: float, total: float, unit: str) -> None:
+    if task.request.ignore_result:
+        return
+    try:
+        task.update_state(state=PROGRESS, meta={"done": round(done, 3), "total": round(total, 3), "unit": unit})
+    except Exception as error:  # whatever the result store raises
+        log.warning("task.progress_lost", extra={"task_id": task.request.id, "error": repr(error)})
 
 
 def report_failure(app: Celery, work: Work, error: PermanentError) -> None:

@@ -41,6 +41,11 @@ def task_names() -> dict[str, str]:
     return {step: contract.name for step, contract in _STEPS.items()}
 
 
+def task_queues(lane: Lane) -> dict[str, str]:
+    """The queue for each step of `task_ids`."""
+    return {step: contract.queue_for(lane) for step, contract in _STEPS.items()}
+
+
 def image_workflow(app: Celery, dispatch: Dispatch) -> Signature:
     """The canvas for one dispatch. Publishing it sends one message; the workers send the rest."""
     ids = task_ids(dispatch.sha256, dispatch.generation)

@@ -35,6 +35,7 @@ CODES = {
     413: grpc.StatusCode.INVALID_ARGUMENT,
     415: grpc.StatusCode.INVALID_ARGUMENT,
     422: grpc.StatusCode.INVALID_ARGUMENT,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
     500: grpc.StatusCode.INTERNAL,
     503: grpc.StatusCode.UNAVAILABLE,
     507: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -74,6 +75,7 @@ class Face(Protocol):
     def search(self, **query: Any) -> Json: ...
     def search_picture(self, content: bytes, **query: Any) -> Json: ...
     def task(self, task_id: str) -> Json: ...
+    def probe(self, kind: str, **fields: Any) -> str: ...
     def ledger(self) -> Json: ...
 
 
@@ -123,6 +125,12 @@ class RestFace:
 
     def task(self, task_id: str) -> Json:
         return dict(self._call("GET", f"/v1/tasks/{task_id}").json())
+
+    def probe(self, kind: str, **fields: Any) -> str:
+        answer = self._call("POST", f"/v1/probes/{kind}", json=fields)
+        assert answer.status_code == 202
+        assert answer.headers["Location"] == f"/v1/tasks/{answer.json()['task_id']}"
+        return str(answer.json()["task_id"])
 
     def ledger(self) -> Json:
         return dict(self._call("GET", "/v1/ledger").json())
@@ -209,14 +217,16 @@ class GrpcFace:
 
     def task(self, task_id: str) -> Json:
         answer = told(self.stub.GetTask, pb.GetTaskRequest(task_id=task_id))
-        shown = plain(answer)
-        return {
-            "task_id": answer.task_id,
-            "name": answer.name,
-            "state": pb.TaskState.Name(answer.state).removeprefix("TASK_STATE_"),
-            "result": shown.get("result"),
-            "error": shown.get("error"),
-        }
+        unset = ("result", "error", "progress", "queue", "worker", "issued_at", "started_at", "finished_at")
+        state = pb.TaskState.Name(answer.state).removeprefix("TASK_STATE_")
+        return dict.fromkeys(unset) | plain(answer) | {"state": state}
+
+    def probe(self, kind: str, **fields: Any) -> str:
+        for name, enum, prefix in (("service", pb.ProbedService, "PROBED_SERVICE"), ("lane", pb.Lane, "LANE")):
+            if name in fields:
+                fields[name] = number(enum, prefix, fields[name])
+        request = pb.RunProbeRequest(kind=number(pb.ProbeKind, "PROBE_KIND", kind), **fields)
+        return str(told(self.stub.RunProbe, request).task_id)
 
     def ledger(self) -> Json:
         answer = told(self.stub.GetLedger, pb.GetLedgerRequest())

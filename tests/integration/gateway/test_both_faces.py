@@ -18,11 +18,11 @@ from gateway_pictures import MODEL_ID, picture
 from gateway_serving import Served, Workers
 from gateway_workers import BROKEN
 from redis import Redis
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, select, update
 
 import darkroom.storage
 from darkroom.database import dispatch
-from darkroom.database.tables import originals
+from darkroom.database.tables import originals, tasks
 from darkroom.workflow import task_ids
 
 pytest_plugins = ["gateway_fixtures"]
@@ -310,6 +310,13 @@ INVALID: dict[str, Callable[[Face], Any]] = {
     "search limit 101": lambda face: face.search(text="a", limit=101),
     "a lane": lambda face: face.search(text="a", filter={"lane": "fast"}),
     "no UUID": lambda face: face.search(image_id="red"),
+    "a kind of probe": lambda face: face.probe("sleep"),
+    "a probed service": lambda face: face.probe("add", service="gateway"),
+    "a probe's lane": lambda face: face.probe("add", lane="fast"),
+    "no time": lambda face: face.probe("cpu", seconds=0),
+    "endless": lambda face: face.probe("add", expires_seconds=0),
+    "a countdown into the past": lambda face: face.probe("add", countdown_seconds=-1),
+    "a countdown beyond its end": lambda face: face.probe("add", countdown_seconds=5, expires_seconds=5),
     "a picture's limit": lambda face: face.search_picture(picture(1), limit=0),
     "a picture's lane": lambda face: face.search_picture(picture(1), filter={"lane": "fast"}),
 }
@@ -423,6 +430,46 @@ def test_a_task_is_told_alike(
     states = {step: told[step]["state"] for step in (*results, "thumbnails")}
     assert states == {"prepare": "SUCCESS", "embed": "FAILURE", "finalize": "STARTED", "thumbnails": "PENDING"}
     assert told == {step: RestFace(gateway).task(str(task_id)) for step, task_id in ids.items()}
+
+
+def test_a_probe_that_is_too_long_is_refused_alike(face: Face, subtests: pytest.Subtests) -> None:
+    for name, value, limit, service in (
+        ("seconds", 21, "20", "thumbnailer"),
+        ("seconds", 2.5, "2", "embedder"),
+        ("countdown_seconds", 31, "30", "thumbnailer"),
+        ("expires_seconds", 3601, "3600", "scheduler"),
+    ):
+        with subtests.test(f"{name} for the {service}"):
+            with pytest.raises(Refused) as refusal:
+                face.probe("slow", service=service, **{name: value})
+            assert (refusal.value.slug, refusal.value.code) == ("invalid-field", grpc.StatusCode.INVALID_ARGUMENT)
+            assert (refusal.value.told["value"], refusal.value.told["limit"]) == (f"{value:g}", limit)
+
+
+def test_a_probe_without_a_broker_leaves_nothing_behind(face: Face, engine: Engine) -> None:
+    with pytest.raises(Refused) as refusal:
+        face.probe("add")
+    assert (refusal.value.slug, refusal.value.retry_s) == ("probe-not-sent", 2)
+    with engine.connect() as connection:
+        assert connection.execute(select(tasks)).all() == []
+
+
+def test_the_rate_limit_of_probes_is_that_of_all_gateways(
+    serve: Callable[..., Served], face_of: Callable[[Served], Face], redis_url: str, engine: Engine
+) -> None:
+    faces = [face_of(serve(broker_url=redis_url, probes_per_minute=3)) for _ in range(2)]
+    for number in range(3):
+        faces[number % 2].probe("add")
+    for face in faces:
+        with pytest.raises(Refused) as refusal:
+            face.probe("add")
+        assert (refusal.value.slug, refusal.value.code) == ("too-many-probes", grpc.StatusCode.RESOURCE_EXHAUSTED)
+        assert refusal.value.told["limit"] == "3"
+        assert refusal.value.retry_s is not None and 0 < refusal.value.retry_s <= 60
+    with engine.begin() as connection:
+        aged = connection.execute(update(tasks).values(issued_at=tasks.c.issued_at - timedelta(minutes=1)))
+        assert aged.rowcount == 3  # what was refused was never issued
+    faces[1].probe("add")
 
 
 def test_a_task_without_redis_is_told_alike(face: Face, engine: Engine) -> None:

@@ -134,6 +134,7 @@ def test_openapi_says_what_there_is_and_nothing_of_later(gateway: Served) -> Non
         "POST /v1/search:image",
         "GET /v1/ledger",
         "GET /v1/tasks/{task_id}",
+        "POST /v1/probes/{kind}",
         "GET /v1/status",
         "GET /v1/reports",
         "GET /v1/queues",

@@ -199,3 +199,70 @@ def test_dead_letters_are_shown_replayed_and_dropped(run):
 )
 def test_a_wrong_command_line_is_refused(run, arguments):
     assert run(lambda _: httpx.Response(500), *arguments).exit_code == 2
+
+
+TASK = {
+    "task_id": "0a",
+    "name": "darkroom.probe",
+    "state": "PENDING",
+    "result": None,
+    "progress": None,
+    "error": None,
+    "queue": "embed.bulk",
+    "worker": None,
+    "issued_at": "2026-05-04T12:00:00Z",
+    "started_at": None,
+    "finished_at": None,
+}
+BEGUN = TASK | {"worker": "embedder@host", "started_at": "2026-05-04T12:00:03.5Z"}
+ENDED = BEGUN | {"finished_at": "2026-05-04T12:00:05.5Z"}
+
+
+class ProbedGateway:
+    """Takes a probe, and tells of it one state after the other."""
+
+    def __init__(self, *states):
+        self.states = list(states)
+        self.sent = None
+
+    def __call__(self, request):
+        if request.method == "POST":
+            self.sent = (request.url.path, json.loads(request.read()))
+            return httpx.Response(202, json={"task_id": TASK["task_id"]})
+        return httpx.Response(200, json=self.states.pop(0))
+
+
+def test_a_probe_is_followed_and_its_wait_told_apart_from_its_run(run):
+    result = {"kind": "add", "queue": "embed.bulk", "terms": [412, 77], "sum": 489}
+    running = BEGUN | {"state": "PROGRESS", "progress": {"done": 1, "total": 2, "unit": "s"}}
+    gateway = ProbedGateway(TASK, running, ENDED | {"state": "SUCCESS", "result": result})
+    told = run(gateway, "probe", "add", "--service", "embedder", "--lane", "bulk", "--countdown", "1")
+    assert told.exit_code == 0
+    assert gateway.sent == ("/v1/probes/add", {"service": "embedder", "lane": "bulk", "countdown_seconds": 1})
+    lines = {line.split()[0]: line.split(maxsplit=1)[1].strip() for line in told.stdout.splitlines()}
+    assert (lines["waited"], lines["ran"], lines["sum"]) == ("3.50 s", "2.00 s", "489")
+    assert (lines["queue"], lines["worker"], lines["state"]) == ("embed.bulk", "embedder@host", "success")
+
+
+@pytest.mark.parametrize(
+    ("kind", "state", "code"),
+    [
+        ("add", "FAILURE", 1),
+        ("add", "REVOKED", 1),
+        ("fail", "FAILURE", 0),
+        ("fail", "REVOKED", 1),
+        ("io", "SUCCESS", 0),
+    ],
+)
+def test_a_probe_ends_well_when_it_did_what_it_was_sent_for(run, kind, state, code):
+    error = {"type": "PermanentError", "message": "It was asked to fail."}
+    ended = ENDED | {"state": state, "error": error if state != "SUCCESS" else None}
+    told = run(ProbedGateway(ended), "probe", kind)
+    assert told.exit_code == code
+    assert (error["message"] in told.stdout) == (state != "SUCCESS")
+    assert json.loads(run(ProbedGateway(ended), "probe", kind, "--json").stdout) == ended
+
+
+def test_a_probe_can_be_left_alone(run):
+    told = run(ProbedGateway(), "probe", "slow", "--seconds", "5", "--no-wait")
+    assert (told.exit_code, told.stdout) == (0, "0a\n")

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+from datetime import UTC, datetime
 
 import anyio
 import anyio.lowlevel
@@ -75,7 +76,7 @@ def test_enums_are_rests_words() -> None:
 
 @pytest.mark.parametrize("result", [{"a": [1, None, {"b": "c"}]}, [1, 2], "text", 7, True, None])
 def test_a_tasks_result_is_any_json(result: object) -> None:
-    shown = messages.task(Task(task_id="0" * 32, name="n", state="SUCCESS", result=result, error=None))
+    shown = messages.task(Task(task_id="0" * 32, name="n", state="SUCCESS", result=result, issued_at=datetime.now(UTC)))
     assert shown.state == pb.TASK_STATE_SUCCESS
     assert shown.HasField("result") == (result is not None)
     if isinstance(result, dict):

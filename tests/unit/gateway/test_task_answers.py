@@ -24,6 +24,8 @@ class Row:
     issued_at: datetime = NOW - timedelta(minutes=1)
     name: str = "embedder.embed"
     id: UUID = TASK
+    queue: str | None = "embed"
+    expires_at: datetime | None = None
 
 
 @pytest.mark.parametrize(
@@ -77,3 +79,20 @@ def test_what_a_running_task_stores_about_its_worker_is_not_shown() -> None:
     row: Any = Row("processing")
     stored = json.dumps({"status": "STARTED", "result": {"pid": 7, "hostname": "inside"}})
     assert "inside" not in describe_task(row, stored, NOW, HOUR).model_dump_json()
+
+
+def test_a_task_that_nobody_took_in_time_is_revoked() -> None:
+    row: Any = Row(None, expires_at=NOW)
+    assert describe_task(row, None, NOW, HOUR).state == "PENDING"
+    late = describe_task(row, None, NOW + timedelta(seconds=1), HOUR)
+    assert late.error is not None
+    assert (late.state, late.error.message, late.finished_at) == ("REVOKED", "expired", NOW)
+
+
+def test_a_running_task_tells_how_far_it_is() -> None:
+    row: Any = Row(None)
+    stored = {"status": "PROGRESS", "result": {"done": 1.5, "total": 6, "unit": "s"}, "worker": "embedder@host"}
+    task = describe_task(row, json.dumps(stored | {"started_at": NOW.isoformat()}), NOW, HOUR)
+    assert task.progress is not None
+    assert (task.state, task.result, task.progress.model_dump()) == ("PROGRESS", None, stored["result"])
+    assert (task.queue, task.worker, task.started_at, task.finished_at) == ("embed", "embedder@host", NOW, None)

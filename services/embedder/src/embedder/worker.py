@@ -22,6 +22,7 @@ from darkroom.contracts.tasks import EMBED, EMBED_TEXT, REGISTER_MODEL
 from darkroom.errors import ConfigurationError
 from darkroom.fences import answered
 from darkroom.logs import configure_logs
+from darkroom.probes import register_probe
 from darkroom.settings import BrokerSettings, LogSettings, ModelSettings, StorageSettings, TaskSettings, WorkerSettings
 from darkroom.storage import open_blob_store
 from darkroom.topology import Node
@@ -96,10 +97,11 @@ def serve(
         },
     )
     redis = Redis.from_url(broker.result_url.get_secret_value(), socket_timeout=5, socket_connect_timeout=2)
+    store = open_blob_store(StorageSettings().blob_url)
     tries, watchdog = TriesMarkers(redis), Watchdog(tasks.task_hard_limit_s)
     embedding = Embedding(
         Models(model, lambda source: load(source, settings)),
-        open_blob_store(StorageSettings().blob_url),
+        store,
         tries,
         helpers=max(4, threads),
         watch=watchdog.unit,
@@ -110,6 +112,7 @@ def serve(
             return answered(task_id, tries, known.compare)
 
     app = create_embedder(broker, tasks, sizes, settings.batch_wait_ms, embedding.run, answer)
+    register_probe(app, lambda: store)
     registration = RegisterModel(model=model.reference, dim=model.dim)
     worker_ready.connect(lambda sender, **_: announce(app, registration, sender), weak=False)
     run_worker(app, running, heartbeat_file=worker.heartbeat_file, watchdog=watchdog)

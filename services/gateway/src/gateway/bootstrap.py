@@ -22,6 +22,7 @@ from gateway.dispatcher import CHANNEL as DISPATCH_CHANNEL
 from gateway.dispatcher import Dispatcher
 from gateway.events import EventHub, PostgresEvents
 from gateway.notifications import Bell, Bells, listen
+from gateway.probes import Probes
 from gateway.queues import BrokerDepths, QueueView
 from gateway.relay import CHANNEL as EVENTS_CHANNEL
 from gateway.relay import Relay
@@ -42,6 +43,7 @@ class Gateway:
     store: BlobStore
     results: Redis
     search: Search
+    probes: Probes
     dispatcher: Dispatcher
     relay: Relay
     broker: BrokerLink
@@ -63,7 +65,7 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Gateway]:
     """A gateway whose threads run inside the block. Needs no server to be there at the start."""
     app = create_app("gateway", settings, settings)
     bound_publishing(app)
-    links = {name: BrokerLink(app) for name in ("dispatcher", "relay", "search", "replaying", "depths")}
+    links = {name: BrokerLink(app) for name in ("dispatcher", "relay", "search", "replaying", "depths", "probes")}
     engine, thread_engine = async_engine(settings), sync_engine(settings)
     store = open_blob_store(settings.blob_url)
     # No timeout for reads: a search waits for its answer as long as its own limit allows.
@@ -78,6 +80,7 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Gateway]:
     )
     relay = Relay(thread_engine, links["relay"])
     search = Search(engine, app, links["search"], results, store, timeout_s=settings.search_timeout_ms / 1000)
+    probes = Probes(engine, app, links["probes"], settings)
     hub = EventHub(PostgresEvents(engine))
     has_dead_letters = settings.broker_url.get_secret_value().startswith("amqp")
     letters = DeadLetters(engine, links["replaying"], has_dead_letters=has_dead_letters)
@@ -116,12 +119,13 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Gateway]:
         search.close()
         letters.close()
         depths.close()
+        probes.close()
         for link in links.values():
             link.close()
         thread_engine.dispose()
 
     try:
-        parts = (engine, store, results, search, dispatcher, relay, links["dispatcher"], hub, letters, queues, traces)
+        parts = (engine, store, results, search, probes, dispatcher, relay, links["dispatcher"], hub, letters, queues, traces)
         yield Gateway(settings, *parts)
     finally:
         hub.close()

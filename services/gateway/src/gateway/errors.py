@@ -1,5 +1,6 @@
 """Errors of the gateway that carry more than a problem."""
 
+import math
 from collections.abc import Sequence
 
 from darkroom.contracts.problems import Problem, problem
@@ -20,6 +21,19 @@ class UnavailableError(TransientError):
     def of(cls, slug: str, title: str, detail: str, *, limit: int | None = None, remedy: str) -> "UnavailableError":
         """The error for a problem of status 503."""
         return cls(problem(slug, title, 503, detail, limit=limit, remedy=remedy))
+
+
+class RateLimitedError(PermanentError):
+    """The same request will be accepted after `retry_after_s` whole seconds."""
+
+    def __init__(self, problem: Problem, retry_after_s: float) -> None:
+        super().__init__(problem)
+        self.retry_after_s = max(1, math.ceil(retry_after_s))
+
+    @classmethod
+    def after(cls, wait_s: float, slug: str, title: str, detail: str, *, limit: int, remedy: str) -> "RateLimitedError":
+        """The error for a problem of status 429."""
+        return cls(problem(slug, title, 429, detail, limit=limit, remedy=remedy), wait_s)
 
 
 class InvalidFieldsError(PermanentError):

@@ -4,10 +4,20 @@ import base64
 import binascii
 from collections.abc import Sequence
 from datetime import datetime
+from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 from sqlalchemy import Row
 
 from darkroom.contracts.base import Lane, ThumbnailSize
@@ -252,20 +262,76 @@ class Ledger(BaseModel):
 
 
 class TaskError(BaseModel):
-    """How a task failed."""
+    """How a task failed, or why it is tried again or never was."""
 
     type: str
     message: str
 
 
+class Progress(BaseModel):
+    """How far a running task is: `done` of `total`."""
+
+    done: float
+    total: float
+    unit: str | None = None
+
+
 class Task(BaseModel):
-    """One task: its state in Celery's words, and what came of it."""
+    """One task: its state in Celery's words, and what came of it. What is not known, or not yet, is null."""
 
     task_id: UUID
     name: str
-    state: Literal["PENDING", "STARTED", "RETRY", "SUCCESS", "FAILURE", "REVOKED"]
-    result: JsonValue
-    error: TaskError | None
+    state: Literal["PENDING", "STARTED", "PROGRESS", "RETRY", "SUCCESS", "FAILURE", "REVOKED"]
+    result: JsonValue = None
+    progress: Progress | None = Field(None, description="While the state is PROGRESS.")
+    error: TaskError | None = None
+    queue: str | None = None
+    worker: str | None = Field(None, description="Celery's name of the process that took it last.")
+    issued_at: datetime
+    started_at: datetime | None = Field(None, description="When it was last begun, by the worker's clock.")
+    finished_at: datetime | None = None
+
+
+class ProbedService(StrEnum):
+    """Whose queue a probe goes through."""
+
+    THUMBNAILER = "thumbnailer"
+    EMBEDDER = "embedder"
+    SCHEDULER = "scheduler"
+
+
+class ProbeRequest(BaseModel):
+    """A task to send through a queue."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    service: ProbedService = ProbedService.THUMBNAILER
+    lane: Lane = Field(Lane.INTERACTIVE, description="The scheduler's queue carries both.")
+    seconds: float = Field(
+        1, gt=0, allow_inf_nan=False, description="How long `cpu` and `slow` last, up to DARKROOM_PROBE_MAX_S."
+    )
+    countdown_seconds: int = Field(0, ge=0, description="How long it waits before it may begin: whole seconds.")
+    expires_seconds: int = Field(600, ge=1, description="When nobody has taken it by then, nobody will.")
+    cause: str | None = Field(None, min_length=1, max_length=200, description="What `fail` fails with.")
+
+    @field_validator("countdown_seconds", mode="before")
+    @classmethod
+    def _whole(cls, value: object) -> object:
+        if isinstance(value, float) and not value.is_integer():
+            raise ValueError("must be a whole number: the broker cannot delay by fractions of a second")
+        return value
+
+    @model_validator(mode="after")
+    def _begins_before_it_expires(self) -> Self:
+        if self.countdown_seconds >= self.expires_seconds:
+            raise ValueError("expires_seconds must be above countdown_seconds, or the task never runs")
+        return self
+
+
+class ProbeAccepted(BaseModel):
+    """The task to ask for."""
+
+    task_id: UUID
 
 
 class Health(BaseModel):

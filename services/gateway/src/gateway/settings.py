@@ -45,6 +45,10 @@ class GatewaySettings(
     """Originals leased at once: one confirmed publish takes about 4 ms, so a batch holds its lease for 0.2 s."""
     dispatch_lease_s: int = Field(60, ge=10)
     """After it, the originals of a gateway that died while publishing are dispatched by another."""
+    probes_per_minute: int = Field(30, ge=1)
+    """Of all gateways together: at their longest, 10 minutes of work in a minute."""
+    probe_max_s: int = Field(20, ge=1)
+    """Longest work of one probe; never as long as the soft limit, and 2 s in the embedder."""
     relay_enabled: bool = True
     """Whether this process may become the one that publishes events."""
     trace_store_enabled: bool = False

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -44,18 +45,22 @@ async def find_task(engine: AsyncEngine, results: Redis, task_id: UUID, result_e
 
 def describe_task(row: Row[Any], stored: bytes | str | None, now: datetime, result_expires: timedelta) -> Task:
     """The task in a row of `find_task` and in what Celery stored of it, if it did; raises `task-expired`."""
+    known = partial(Task, task_id=row.id, name=row.name, queue=row.queue, issued_at=row.issued_at)
     if stored is not None:
         meta = json.loads(stored)
         state, result = meta["status"], meta.get("result")
-        if state not in ("FAILURE", "RETRY", "REVOKED"):
-            return Task(task_id=row.id, name=row.name, state=state, result=_answer_of(state, result), error=None)
-        error = result if isinstance(result, dict) else {}
-        text = error.get("exc_message", result)
-        message = " ".join(str(part) for part in text) if isinstance(text, list) else str(text)
-        failure = TaskError(type=str(error.get("exc_type", state)), message=message)
-        return Task(task_id=row.id, name=row.name, state=state, result=None, error=failure)
+        return known(
+            state=state,
+            # While it runs, Celery keeps the worker's process id and host name there.
+            result=result if state == "SUCCESS" else None,
+            progress=result if state == "PROGRESS" else None,
+            error=_error_in(state, result) if state in ("FAILURE", "RETRY", "REVOKED") else None,
+            worker=meta.get("worker"),
+            started_at=meta.get("started_at"),
+            finished_at=meta.get("date_done"),
+        )
     if row.original_status in ("accepted", "processing"):
-        return Task(task_id=row.id, name=row.name, state="PENDING", result=None, error=None)
+        return known(state="PENDING")
     if now - row.issued_at > result_expires:
         raise PermanentError.of(
             "task-expired",
@@ -68,10 +73,18 @@ def describe_task(row: Row[Any], stored: bytes | str | None, now: datetime, resu
             remedy="Look at the image: GET /v1/images/{id}.",
         )
     # Its result was dropped early, by the join that used it; or it never ran, because a step before it failed.
-    state = "SUCCESS" if row.original_status == "ready" else "REVOKED" if row.original_status else "PENDING"
-    return Task(task_id=row.id, name=row.name, state=state, result=None, error=None)
+    if row.original_status:
+        return known(state="SUCCESS" if row.original_status == "ready" else "REVOKED")
+    if row.expires_at is not None and now > row.expires_at:
+        # On RabbitMQ the message is dropped without a worker; with one, Celery stores the same error.
+        error = TaskError(type="TaskRevokedError", message="expired")
+        return known(state="REVOKED", error=error, finished_at=row.expires_at)
+    return known(state="PENDING")
 
 
-def _answer_of(state: str, result: Any) -> Any:
-    # While it runs, Celery keeps the worker's process id and host name there.
-    return result if state == "SUCCESS" else None
+def _error_in(state: str, result: Any) -> TaskError:
+    """The error that Celery stored as a task's result, without its traceback."""
+    error = result if isinstance(result, dict) else {}
+    text = error.get("exc_message", result)
+    message = " ".join(str(part) for part in text) if isinstance(text, list) else str(text)
+    return TaskError(type=str(error.get("exc_type", state)), message=message)

@@ -18,7 +18,7 @@ from scheduler.settings import SchedulerSettings
 log = logging.getLogger(__name__)
 
 QUERY_GRACE_S = 3600
-"""A search picture is gone with its search; this is for searches whose gateway died."""
+"""A search picture is gone with its search, a probe's blob with it; this is for those whose process died."""
 
 IDEMPOTENCY_EXPIRES = timedelta(hours=24)
 """How long a client may repeat a request under the same key."""
@@ -60,6 +60,7 @@ def clean_up(engine: Engine, store: BlobStore, settings: SchedulerSettings, now_
     orphans = sweep_orphans(engine, store, now_s - settings.orphan_grace_s)
     leftovers = sweep_by_age(store, f"{INCOMING}/", now_s - settings.orphan_grace_s)
     leftovers += sweep_by_age(store, "queries/", now_s - QUERY_GRACE_S)
+    leftovers += sweep_by_age(store, "probes/", now_s - QUERY_GRACE_S)
     leftovers += sweep_backups(engine, store, settings.backups_kept, now_s - settings.orphan_grace_s)
     rows = forget_rows(engine, timedelta(hours=settings.trace_retention_h))
     return JobReport(

@@ -17,6 +17,7 @@ from darkroom.celery_app import bound_publishing, create_app, declare_delayed_de
 from darkroom.database.engine import migrate, sync_engine
 from darkroom.errors import DarkroomError
 from darkroom.logs import configure_logs
+from darkroom.probes import register_probe
 from darkroom.settings import (
     BrokerSettings,
     DatabaseSettings,
@@ -74,13 +75,16 @@ def create_finalizer(resources: Resources, broker: BrokerSettings, tasks: TaskSe
     """The application of the finalize worker."""
     app = create_app("scheduler", broker, tasks)
     register_finishing(app, Finishing(app, resources))
+    register_probe(app, lambda: resources.store)
     return app
 
 
 def create_maintenance(broker: BrokerSettings, tasks: TaskSettings) -> Celery:
     """The application of the maintenance worker; a child builds its connections at its first job."""
     app = create_app("scheduler", broker, tasks)
-    register_jobs(app, cache(lambda: open_resources(broker, tasks)))
+    resources = cache(lambda: open_resources(broker, tasks))
+    register_jobs(app, resources)
+    register_probe(app, lambda: resources().store)
     return app
 
 

@@ -12,6 +12,7 @@ from redis import Redis
 from darkroom.celery_app import create_app
 from darkroom.contracts.base import Lane
 from darkroom.logs import configure_logs
+from darkroom.probes import register_probe
 from darkroom.settings import BrokerSettings, LimitSettings, LogSettings, StorageSettings, TaskSettings, WorkerSettings
 from darkroom.storage import open_blob_store
 from darkroom.topology import Node
@@ -41,6 +42,7 @@ def create_thumbnailer(broker: BrokerSettings, tasks: TaskSettings, limits: Limi
         )
 
     register(app, photo)
+    register_probe(app, cache(lambda: open_blob_store(blob_url)))
     return app
 
 

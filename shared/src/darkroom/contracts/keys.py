@@ -71,6 +71,11 @@ def query_key(query_id: str, name: str) -> BlobKey:
     return f"queries/{query_id}/{name}"
 
 
+def probe_key(task_id: str) -> BlobKey:
+    """A blob of a probe of the store: gone at its end, or swept by age."""
+    return f"probes/{task_id}"
+
+
 def backup_key(name: str) -> BlobKey:
     """One database dump."""
     return f"backups/{name}"

@@ -151,6 +151,40 @@ class FenceAnswer(Message):
     """A sentence with the figures that were compared."""
 
 
+class ProbeKind(StrEnum):
+    """What a probe does."""
+
+    ADD = "add"
+    CPU = "cpu"
+    IO = "io"
+    FAIL = "fail"
+    SLOW = "slow"
+
+
+class Probe(Message):
+    """A task that somebody sends through a queue to see how it does. Kinds use what they need of the fields."""
+
+    kind: ProbeKind
+    queue: str
+    seconds: float = Field(1, gt=0, allow_inf_nan=False)
+    terms: tuple[int, int] = (1, 1)
+    cause: str | None = None
+
+
+class Probed(Message):
+    """What a probe did. `sum` is that of `terms`; `rounds` are hashes of 64 KiB."""
+
+    kind: ProbeKind
+    queue: str
+    terms: tuple[int, int] | None = None
+    sum: int | None = None
+    seconds: float | None = Field(None, ge=0)
+    rounds: int | None = Field(None, ge=0)
+    bytes: int | None = Field(None, ge=1)
+    write_s: float | None = Field(None, ge=0)
+    read_s: float | None = Field(None, ge=0)
+
+
 class Rendition(Message):
     """One encoded picture in the store."""
 

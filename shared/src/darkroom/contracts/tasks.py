@@ -45,6 +45,9 @@ RETURN_FENCE = TaskContract("scheduler.return_fence", "finalize", m.Fence, m.Not
 FENCE = TaskContract("darkroom.fence", "finalize", m.Fence, m.FenceAnswer)
 """Registered in every worker and sent to each work queue by name; `queue` here is only its default."""
 
+PROBE = TaskContract("darkroom.probe", "finalize", m.Probe, m.Probed)
+"""The same: a synthetic task that a person sends."""
+
 RECONCILE = TaskContract("scheduler.reconcile", "maintenance", m.Nothing, m.JobReport)
 CHECK_BLOBS = TaskContract("scheduler.check_blobs", "maintenance", m.Nothing, m.JobReport)
 CLEAN_UP = TaskContract("scheduler.clean_up", "maintenance", m.Nothing, m.JobReport)
@@ -65,6 +68,7 @@ ALL: tuple[TaskContract, ...] = (  # type: ignore[type-arg]
     REGISTER_MODEL,
     RETURN_FENCE,
     FENCE,
+    PROBE,
     RECONCILE,
     CHECK_BLOBS,
     CLEAN_UP,

@@ -8,7 +8,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from darkroom.contracts.base import Lane, ModelId, Sha256
 from darkroom.database.tables import backfills, originals, tasks
-from darkroom.workflow import task_ids, task_names
+from darkroom.workflow import task_ids, task_names, task_queues
 
 
 @dataclass(frozen=True)
@@ -70,16 +70,17 @@ def lease(connection: Connection, limit: int, lease_s: float) -> list[Leased]:
     """
     rows = connection.execute(_LEASE, {"limit": limit, "lease_s": lease_s}).all()
     leased = [Leased(r.sha256, r.generation, Lane(r.lane), r.traceparent, r.tracestate) for r in rows]
-    names = task_names()
+    names, queues = task_names(), {lane: task_queues(lane) for lane in Lane}
     issued = [
-        {"id": task_id, "name": names[step], "sha256": one.sha256}
+        {"id": task_id, "name": names[step], "queue": queues[one.lane][step], "sha256": one.sha256}
         for one in leased
         for step, task_id in task_ids(one.sha256, one.generation).items()
     ]
     if issued:
         # A photo that was deleted, swept and uploaded again begins at generation 1 again, with the ids that it had.
-        again = upsert(tasks).on_conflict_do_update(index_elements=["id"], set_={"issued_at": func.now()})
-        connection.execute(again, issued)
+        insert = upsert(tasks)
+        renewed = {"issued_at": func.now(), "queue": insert.excluded.queue}
+        connection.execute(insert.on_conflict_do_update(index_elements=["id"], set_=renewed), issued)
     return sorted(leased, key=lambda one: one.lane is Lane.BULK)
 
 

@@ -163,6 +163,20 @@ def task(shown: models.Task) -> pb.Task:
         state=_value(pb.TaskState, shown.state),
         result=_json(shown.result),
         error=pb.TaskError(type=shown.error.type, message=shown.error.message) if shown.error else None,
+        progress=pb.Progress(**shown.progress.model_dump()) if shown.progress else None,
+        queue=shown.queue,
+        worker=shown.worker,
+        issued_at=shown.issued_at,
+        started_at=shown.started_at,
+        finished_at=shown.finished_at,
+    )
+
+
+def probe_values(request: pb.RunProbeRequest) -> dict[str, Any]:
+    """The values of a `ProbeRequest`."""
+    words = {"service": word(pb.ProbedService, request.service), "lane": word(pb.Lane, request.lane)}
+    return {name: value for name, value in words.items() if value is not None} | given(
+        request, "seconds", "countdown_seconds", "expires_seconds", "cause"
     )
 
 

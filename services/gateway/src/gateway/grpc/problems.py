@@ -18,7 +18,7 @@ from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
 from darkroom.contracts.problems import Problem
-from gateway.errors import RETRY_AFTER_S, InvalidFieldsError
+from gateway.errors import RETRY_AFTER_S, InvalidFieldsError, RateLimitedError
 from gateway.problems import internal_error, problem_of
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ _CODES = {
     409: grpc.StatusCode.FAILED_PRECONDITION,
     410: grpc.StatusCode.NOT_FOUND,
     416: grpc.StatusCode.OUT_OF_RANGE,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
     503: grpc.StatusCode.UNAVAILABLE,
     507: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
@@ -47,7 +48,9 @@ def code_of(problem: Problem) -> grpc.StatusCode:
     return _CODES.get(problem.status, fallback)
 
 
-def rich_status(problem: Problem, violations: tuple[tuple[str, str], ...] = ()) -> Status:
+def rich_status(
+    problem: Problem, violations: tuple[tuple[str, str], ...] = (), retry_after_s: int | None = None
+) -> Status:
     """The status with all that a problem says; `violations` are the fields at fault, each with what is wrong."""
     told = {"value": problem.value, "limit": problem.limit, "remedy": problem.remedy, "file": problem.file}
     metadata = {name: _text(value) for name, value in told.items() if value is not None}
@@ -56,8 +59,10 @@ def rich_status(problem: Problem, violations: tuple[tuple[str, str], ...] = ()) 
         faults = [BadRequest.FieldViolation(field=name, description=_text(fault)) for name, fault in violations]
         details.append(BadRequest(field_violations=faults))
     code = code_of(problem)
-    if code is grpc.StatusCode.UNAVAILABLE:
-        details.append(RetryInfo(retry_delay=Duration(seconds=RETRY_AFTER_S)))
+    if retry_after_s is None and code is grpc.StatusCode.UNAVAILABLE:
+        retry_after_s = RETRY_AFTER_S
+    if retry_after_s is not None:
+        details.append(RetryInfo(retry_delay=Duration(seconds=retry_after_s)))
     return Status(code=code.value[0], message=problem.detail, details=[_packed(detail) for detail in details])
 
 
@@ -130,7 +135,8 @@ async def _told(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Asy
             problem = internal_error()
         code = code_of(problem)
         violations = error.violations if isinstance(error, InvalidFieldsError) else ()
-        status = rpc_status.to_status(rich_status(problem, violations))
+        retry_after_s = error.retry_after_s if isinstance(error, RateLimitedError) else None
+        status = rpc_status.to_status(rich_status(problem, violations, retry_after_s))
         await context.abort(status.code, status.details, status.trailing_metadata)
     finally:
         duration_s = round(time.monotonic() - started, 4)

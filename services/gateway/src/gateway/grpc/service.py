@@ -13,6 +13,7 @@ from google.protobuf.empty_pb2 import Empty
 from pydantic import BaseModel, Field
 
 from darkroom.contracts.base import BlobKey, ThumbnailSize
+from darkroom.contracts.messages import ProbeKind
 from darkroom.rpc.v1 import darkroom_pb2 as pb
 from darkroom.rpc.v1.darkroom_pb2_grpc import DarkroomServicer
 from darkroom.storage import BlobStore
@@ -21,7 +22,7 @@ from gateway.bootstrap import Gateway
 from gateway.events import Watch
 from gateway.grpc import messages
 from gateway.grpc.streams import Context, first_message, parts
-from gateway.models import Image, ListQuery, PictureSearch, SearchRequest
+from gateway.models import Image, ListQuery, PictureSearch, ProbeRequest, SearchRequest
 from gateway.problems import read
 from gateway.receiving import FormLimits, received_parts
 from gateway.sniffing import media_type
@@ -43,6 +44,10 @@ class _BatchId(BaseModel):
 
 class _TaskId(BaseModel):
     task_id: UUID
+
+
+class _ProbeKind(BaseModel):
+    kind: ProbeKind
 
 
 class _ThumbnailQuery(_ImageId):
@@ -157,6 +162,12 @@ class DarkroomService(DarkroomServicer):
         task_id = read(_TaskId, {"task_id": request.task_id}).task_id
         expires = timedelta(seconds=self._gateway.settings.result_expires_s)
         return messages.task(await find_task(self._gateway.engine, self._gateway.results, task_id, expires))
+
+    async def RunProbe(self, request: pb.RunProbeRequest, context: Context) -> pb.RunProbeResponse:
+        """Sends a probe."""
+        kind = read(_ProbeKind, {"kind": messages.word(pb.ProbeKind, request.kind)}).kind
+        task_id = await self._gateway.probes.send(kind, read(ProbeRequest, messages.probe_values(request)))
+        return pb.RunProbeResponse(task_id=str(task_id))
 
     async def GetLedger(self, request: pb.GetLedgerRequest, context: Context) -> pb.Ledger:
         """The counters."""

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.bootstrap import Gateway, running
-from gateway.rest import events, images, pages, problems, queues, searches, system, traces
+from gateway.rest import events, images, pages, probes, problems, queues, searches, system, traces
 from gateway.settings import GatewaySettings
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def create_app(
         redoc_url=None,
     )
     problems.install(app)
-    for module in (images, events, searches, system, queues, traces, pages):
+    for module in (images, events, searches, probes, system, queues, traces, pages):
         app.include_router(module.router)
     app.add_middleware(RequestLog)
     return app

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 
 from darkroom.contracts.problems import Problem, problem
 from gateway import problems
-from gateway.errors import RETRY_AFTER_S
+from gateway.errors import RETRY_AFTER_S, RateLimitedError
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -50,6 +50,7 @@ _DESCRIPTIONS = {
     415: "Not of a supported type",
     416: "The range lies outside of the picture",
     422: "A value cannot be accepted",
+    429: "Too many; try again after the seconds in Retry-After",
     500: "An error in Darkroom",
     503: "A part of Darkroom is away; try again after the seconds in Retry-After",
     507: "The disk is full",
@@ -69,7 +70,8 @@ def _foreseen(request: Request, error: Exception) -> ProblemResponse:
     found = problems.problem_of(error)
     if found is None:
         raise error
-    return ProblemResponse(found)
+    headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, RateLimitedError) else None
+    return ProblemResponse(found, headers)
 
 
 def _invalid_request(request: Request, error: Exception) -> ProblemResponse:

@@ -42,6 +42,23 @@ class TaskState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TASK_STATE_SUCCESS: _ClassVar[TaskState]
     TASK_STATE_FAILURE: _ClassVar[TaskState]
     TASK_STATE_REVOKED: _ClassVar[TaskState]
+    TASK_STATE_PROGRESS: _ClassVar[TaskState]
+
+class ProbeKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PROBE_KIND_UNSPECIFIED: _ClassVar[ProbeKind]
+    PROBE_KIND_ADD: _ClassVar[ProbeKind]
+    PROBE_KIND_CPU: _ClassVar[ProbeKind]
+    PROBE_KIND_IO: _ClassVar[ProbeKind]
+    PROBE_KIND_FAIL: _ClassVar[ProbeKind]
+    PROBE_KIND_SLOW: _ClassVar[ProbeKind]
+
+class ProbedService(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PROBED_SERVICE_UNSPECIFIED: _ClassVar[ProbedService]
+    PROBED_SERVICE_THUMBNAILER: _ClassVar[ProbedService]
+    PROBED_SERVICE_EMBEDDER: _ClassVar[ProbedService]
+    PROBED_SERVICE_SCHEDULER: _ClassVar[ProbedService]
 LANE_UNSPECIFIED: Lane
 LANE_INTERACTIVE: Lane
 LANE_BULK: Lane
@@ -61,6 +78,17 @@ TASK_STATE_RETRY: TaskState
 TASK_STATE_SUCCESS: TaskState
 TASK_STATE_FAILURE: TaskState
 TASK_STATE_REVOKED: TaskState
+TASK_STATE_PROGRESS: TaskState
+PROBE_KIND_UNSPECIFIED: ProbeKind
+PROBE_KIND_ADD: ProbeKind
+PROBE_KIND_CPU: ProbeKind
+PROBE_KIND_IO: ProbeKind
+PROBE_KIND_FAIL: ProbeKind
+PROBE_KIND_SLOW: ProbeKind
+PROBED_SERVICE_UNSPECIFIED: ProbedService
+PROBED_SERVICE_THUMBNAILER: ProbedService
+PROBED_SERVICE_EMBEDDER: ProbedService
+PROBED_SERVICE_SCHEDULER: ProbedService
 
 class UploadImageRequest(_message.Message):
     __slots__ = ("metadata", "chunk")
@@ -411,18 +439,30 @@ class GetTaskRequest(_message.Message):
     def __init__(self, task_id: _Optional[str] = ...) -> None: ...
 
 class Task(_message.Message):
-    __slots__ = ("task_id", "name", "state", "result", "error")
+    __slots__ = ("task_id", "name", "state", "result", "error", "progress", "queue", "worker", "issued_at", "started_at", "finished_at")
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    ISSUED_AT_FIELD_NUMBER: _ClassVar[int]
+    STARTED_AT_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_AT_FIELD_NUMBER: _ClassVar[int]
     task_id: str
     name: str
     state: TaskState
     result: _struct_pb2.Value
     error: TaskError
-    def __init__(self, task_id: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[_Union[TaskState, str]] = ..., result: _Optional[_Union[_struct_pb2.Value, _Mapping]] = ..., error: _Optional[_Union[TaskError, _Mapping]] = ...) -> None: ...
+    progress: Progress
+    queue: str
+    worker: str
+    issued_at: _timestamp_pb2.Timestamp
+    started_at: _timestamp_pb2.Timestamp
+    finished_at: _timestamp_pb2.Timestamp
+    def __init__(self, task_id: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[_Union[TaskState, str]] = ..., result: _Optional[_Union[_struct_pb2.Value, _Mapping]] = ..., error: _Optional[_Union[TaskError, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., queue: _Optional[str] = ..., worker: _Optional[str] = ..., issued_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finished_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class TaskError(_message.Message):
     __slots__ = ("type", "message")
@@ -431,6 +471,40 @@ class TaskError(_message.Message):
     type: str
     message: str
     def __init__(self, type: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class Progress(_message.Message):
+    __slots__ = ("done", "total", "unit")
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    done: float
+    total: float
+    unit: str
+    def __init__(self, done: _Optional[float] = ..., total: _Optional[float] = ..., unit: _Optional[str] = ...) -> None: ...
+
+class RunProbeRequest(_message.Message):
+    __slots__ = ("kind", "service", "lane", "seconds", "countdown_seconds", "expires_seconds", "cause")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    LANE_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    COUNTDOWN_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    CAUSE_FIELD_NUMBER: _ClassVar[int]
+    kind: ProbeKind
+    service: ProbedService
+    lane: Lane
+    seconds: float
+    countdown_seconds: int
+    expires_seconds: int
+    cause: str
+    def __init__(self, kind: _Optional[_Union[ProbeKind, str]] = ..., service: _Optional[_Union[ProbedService, str]] = ..., lane: _Optional[_Union[Lane, str]] = ..., seconds: _Optional[float] = ..., countdown_seconds: _Optional[int] = ..., expires_seconds: _Optional[int] = ..., cause: _Optional[str] = ...) -> None: ...
+
+class RunProbeResponse(_message.Message):
+    __slots__ = ("task_id",)
+    TASK_ID_FIELD_NUMBER: _ClassVar[int]
+    task_id: str
+    def __init__(self, task_id: _Optional[str] = ...) -> None: ...
 
 class GetLedgerRequest(_message.Message):
     __slots__ = ()

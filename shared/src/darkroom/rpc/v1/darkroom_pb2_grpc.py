@@ -96,6 +96,11 @@ class DarkroomStub:
                 request_serializer=darkroom_dot_rpc_dot_v1_dot_darkroom__pb2.GetTaskRequest.SerializeToString,
                 response_deserializer=darkroom_dot_rpc_dot_v1_dot_darkroom__pb2.Task.FromString,
                 _registered_method=True)
+        self.RunProbe = channel.unary_unary(
+                '/darkroom.v1.Darkroom/RunProbe',
+                request_serializer=darkroom_dot_rpc_dot_v1_dot_darkroom__pb2.RunProbeRequest.SerializeToString,
+                response_deserializer=darkroom_dot_rpc_dot_v1_dot_darkroom__pb2.RunProbeResponse.FromString,
+                _registered_method=True)
         self.GetLedger = channel.unary_unary(
                 '/darkroom.v1.Darkroom/GetLedger',
                 request_serializer=darkroom_dot_rpc_dot_v1_dot_darkroom__pb2.GetLedgerRequest.SerializeToString,
@@ -188,7 +193,15 @@ class DarkroomServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetTask(self, request, context):
-        """One task's state and result. Task ids are in Image.tasks.
+        """One task's state, progress and result. Task ids are in Image.tasks, and RunProbe gives some.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RunProbe(self, request, context):
+        """Sends a task through a queue to see how it does; GetTask tells what comes of it. RESOURCE_EXHAUSTED, with RetryInfo,
+        when the last minute had as many as are allowed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -263,6 +276,11 @@ def add_DarkroomServicer_to_server(servicer, server):
                     servicer.GetTask,
                     request_deserializer=darkroom_dot_rpc_dot_v1_dot_darkroom__pb2.GetTaskRequest.FromString,
                     response_serializer=darkroom_dot_rpc_dot_v1_dot_darkroom__pb2.Task.SerializeToString,
+            ),
+            'RunProbe': grpc.unary_unary_rpc_method_handler(
+                    servicer.RunProbe,
+                    request_deserializer=darkroom_dot_rpc_dot_v1_dot_darkroom__pb2.RunProbeRequest.FromString,
+                    response_serializer=darkroom_dot_rpc_dot_v1_dot_darkroom__pb2.RunProbeResponse.SerializeToString,
             ),
             'GetLedger': grpc.unary_unary_rpc_method_handler(
                     servicer.GetLedger,
@@ -595,6 +613,33 @@ class Darkroom:
             '/darkroom.v1.Darkroom/GetTask',
             darkroom_dot_rpc_dot_v1_dot_darkroom__pb2.GetTaskRequest.SerializeToString,
             darkroom_dot_rpc_dot_v1_dot_darkroom__pb2.Task.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RunProbe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/darkroom.v1.Darkroom/RunProbe',
+            darkroom_dot_rpc_dot_v1_dot_darkroom__pb2.RunProbeRequest.SerializeToString,
+            darkroom_dot_rpc_dot_v1_dot_darkroom__pb2.RunProbeResponse.FromString,
             options,
             channel_credentials,
             insecure,
