@@ -125,8 +125,21 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Gateway]:
         thread_engine.dispose()
 
     try:
-        parts = (engine, store, results, search, probes, dispatcher, relay, links["dispatcher"], hub, letters, queues, traces)
-        yield Gateway(settings, *parts)
+        yield Gateway(
+            settings=settings,
+            engine=engine,
+            store=store,
+            results=results,
+            search=search,
+            probes=probes,
+            dispatcher=dispatcher,
+            relay=relay,
+            broker=links["dispatcher"],
+            events=hub,
+            dead_letters=letters,
+            queues=queues,
+            traces=traces,
+        )
     finally:
         hub.close()
         await run_sync(end)
