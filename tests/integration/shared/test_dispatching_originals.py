@@ -8,6 +8,7 @@ from database_steps import accept, delete, finish, original, rows, run, send, sh
 from sqlalchemy import Engine
 
 from darkroom.contracts.base import Lane
+from darkroom.contracts.messages import FenceAnswer
 from darkroom.database import dispatch, outcomes, upkeep
 from darkroom.database.dispatch import Leased
 from darkroom.workflow import task_ids
@@ -183,12 +184,12 @@ def test_a_fence_comes_back_once(engine: Engine) -> None:
         since = upkeep.database_now(connection) - timedelta(minutes=1)
         first, second = upkeep.send_fence(connection, "prepare"), upkeep.send_fence(connection, "embed.bulk")
     with engine.begin() as connection:
-        upkeep.return_fence(connection, first)
+        upkeep.return_fence(connection, first, FenceAnswer())
     with engine.connect() as connection:
         returned, outstanding = upkeep.fence_history(connection, since)
     with engine.begin() as connection:
-        upkeep.return_fence(connection, first)
-        upkeep.return_fence(connection, 10**6)
+        upkeep.return_fence(connection, first, FenceAnswer())
+        upkeep.return_fence(connection, 10**6, FenceAnswer())
         again, _ = upkeep.fence_history(connection, since)
 
     assert second > first

@@ -24,16 +24,11 @@ class UnavailableError(TransientError):
 
 
 class RateLimitedError(PermanentError):
-    """The same request will be accepted after `retry_after_s` whole seconds."""
+    """The same request may be accepted after `retry_after_s` whole seconds."""
 
     def __init__(self, problem: Problem, retry_after_s: float) -> None:
         super().__init__(problem)
         self.retry_after_s = max(1, math.ceil(retry_after_s))
-
-    @classmethod
-    def after(cls, wait_s: float, slug: str, title: str, detail: str, *, limit: int, remedy: str) -> "RateLimitedError":
-        """The error for a problem of status 429."""
-        return cls(problem(slug, title, 429, detail, limit=limit, remedy=remedy), wait_s)
 
 
 class InvalidFieldsError(PermanentError):

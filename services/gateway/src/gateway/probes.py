@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from darkroom import topology
 from darkroom.celery_app import PUBLISH_OPTIONS, request
 from darkroom.contracts.messages import Probe, ProbeKind
+from darkroom.contracts.problems import problem
 from darkroom.contracts.tasks import EMBED, FINALIZE, PREPARE, PROBE, TaskContract
 from darkroom.database import probes
 from gateway.broker import BrokerLink
@@ -126,11 +127,12 @@ def _declare_delayed_delivery(connection: Connection, queue: str) -> None:
 
 
 def _too_many(limit: int, wait_s: float) -> RateLimitedError:
-    return RateLimitedError.after(
-        wait_s,
+    limited = problem(
         "too-many-probes",
         "Too many probes were sent",
+        429,
         f"All gateways together send at most {limit} probes in a minute (DARKROOM_PROBES_PER_MINUTE).",
         limit=limit,
         remedy="Wait for the seconds in Retry-After, or raise the limit.",
     )
+    return RateLimitedError(limited, wait_s)
