@@ -200,6 +200,32 @@ def test_the_status_shows_services_jobs_models_and_the_ledger(darkroom, shapes, 
         assert process in shown
 
 
+@pytest.mark.parametrize(
+    ("kind", "service", "queue", "worker"),
+    [("cpu", "embedder", "embed.bulk", "embedder@"), ("io", "scheduler", "finalize", "finalize@")],
+)
+def test_a_probe_goes_through_the_queue_of_a_service(darkroom, kind, service, queue, worker):
+    sent = darkroom("probe", kind, "--service", service, "--lane", "bulk", "--json")
+    assert sent.returncode == 0, sent.stderr
+    task = json.loads(sent.stdout)
+    assert (task["state"], task["queue"], task["worker"].startswith(worker)) == ("SUCCESS", queue, True)
+
+
+def test_a_probe_that_would_hold_up_searches_is_refused(darkroom):
+    refused = darkroom("probe", "slow", "--service", "embedder", "--seconds", "3")
+    assert refused.returncode == 1
+    assert "for the embedder at most 2 are allowed" in refused.stderr
+
+
+def test_the_steps_of_a_photo_can_be_asked_for(shapes, url):
+    with Darkroom(url) as client:
+        image = next(client.images(tag="shapes"))
+        task = client.task(image["tasks"]["prepare"])
+    assert (task["state"], task["queue"]) == ("SUCCESS", "prepare")
+    assert task["worker"] is not None and task["worker"].startswith("thumbnailer@")
+    assert task["issued_at"] <= task["started_at"] <= task["finished_at"]
+
+
 def test_the_report_is_there(darkroom, shapes):
     eventually(lambda: json.loads(darkroom("report", "--json").stdout), within_s=120, every_s=1)
     shown = darkroom("report").stdout

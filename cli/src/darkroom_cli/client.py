@@ -61,6 +61,7 @@ class Image(TypedDict):
     ready_at: str | None
     batch_id: str
     duplicate: bool
+    tasks: dict[str, str]
 
 
 class Batch(TypedDict):
