@@ -82,6 +82,8 @@ def create_finalizer(resources: Resources, broker: BrokerSettings, tasks: TaskSe
 def create_maintenance(broker: BrokerSettings, tasks: TaskSettings) -> Celery:
     """The application of the maintenance worker; a child builds its connections at its first job."""
     app = create_app("scheduler", broker, tasks)
+    # The limits of a photo's tasks, which every task has that names none, would go before the worker's own.
+    app.conf.update(task_soft_time_limit=JOB_SOFT_LIMIT_S, task_time_limit=JOB_LIMIT_S)
     resources = cache(lambda: open_resources(broker, tasks))
     register_jobs(app, resources)
     register_probe(app, lambda: resources().store)
