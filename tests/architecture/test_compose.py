@@ -17,6 +17,7 @@ from darkroom.settings import TaskSettings
 from darkroom.topology import CONSUMED_BY, Node, queues_of
 from darkroom.worker import WorkerOptions, add_worker_arguments, with_arguments
 from scheduler.provisioning import SECRETS, files
+from scheduler.settings import CallbackSettings
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -31,6 +32,7 @@ IN_CODE = {
     "embedder-gpu": embedder.worker.options(TASKS),
     "finalize": scheduler.worker.finalize_options(0, TASKS),
     "maintenance": scheduler.worker.maintenance_options(),
+    "callbacks": scheduler.worker.callback_options(0, CallbackSettings(webhook_secret="whsec_")),
 }
 """The services that are workers, and what their code would run with by itself in a container of two cores."""
 

@@ -4,7 +4,8 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from darkroom.contracts import messages as m
-from darkroom.contracts.base import Lane, Message, OutputFormat
+from darkroom.contracts.base import Lane, Message, OutputFormat, ThumbnailSize
+from darkroom.contracts.callbacks import Callback, CallbackBatch, CallbackData, CallbackImage
 from darkroom.contracts.events import Event, EventType, ImagePrepared
 from darkroom.contracts.keys import Recipe
 from darkroom.contracts.problems import problem
@@ -23,6 +24,31 @@ PROBLEM = problem(
     file="a.jpg",
 )
 RENDITION = m.Rendition(key="derived/5f/x/large.webp", width=1600, height=1200, bytes=54321)
+CALLBACK_IMAGE = CallbackImage(
+    id=UUID(int=2),
+    filename="a.jpg",
+    external_id="order-7",
+    tags=("holiday",),
+    lane=Lane.BULK,
+    bytes=12,
+    duplicate=True,
+    format="JPEG",
+    width=4000,
+    height=3000,
+    thumbhash="1QcSHQRnh493V4dIh4eXh1h4kJUI",
+    thumbnails={ThumbnailSize.SMALL: "/v1/images/00000000-0000-0000-0000-000000000002/thumbnails/small"},
+)
+CALLBACK_BATCH = CallbackBatch(id=UUID(int=1), total=6, ready=3, failed=2, deleted=1)
+CALLBACK_DATA = CallbackData(
+    version=2,
+    batch_id=UUID(int=1),
+    image_id=UUID(int=2),
+    sha256=SHA256,
+    problem=PROBLEM,
+    trace_id="0af7651916cd43dd8448eb211c80319c",
+    image=CALLBACK_IMAGE,
+    batch=CALLBACK_BATCH,
+)
 
 EXAMPLES: tuple[Message, ...] = (
     m.Prepare(sha256=SHA256, generation=2, lane=Lane.BULK, recipe=RECIPE),
@@ -87,6 +113,11 @@ EXAMPLES: tuple[Message, ...] = (
     ),
     m.JobReport(summary="3 blobs removed", alarm="1 blob is missing"),
     PROBLEM,
+    m.DeliverCallbacks(host="example.org"),
+    CALLBACK_IMAGE,
+    CALLBACK_BATCH,
+    CALLBACK_DATA,
+    Callback(type=EventType.IMAGE_FAILED, timestamp=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), data=CALLBACK_DATA),
     Event(
         id=41,
         type=EventType.IMAGE_FAILED,

@@ -7,7 +7,7 @@ import pytest
 from contracts_examples import EXAMPLES
 from pydantic import ValidationError
 
-from darkroom.contracts import events, messages, problems
+from darkroom.contracts import callbacks, events, messages, problems
 from darkroom.contracts.base import Message
 from darkroom.contracts.tasks import ALL
 
@@ -61,7 +61,7 @@ def test_every_message_has_an_example() -> None:
     abstract = {"Message", "Work"}
     declared = {
         name
-        for module in (messages, events, problems)
+        for module in (messages, callbacks, events, problems)
         for name, each in vars(module).items()
         if isinstance(each, type) and issubclass(each, Message) and name not in abstract
     }

@@ -3,8 +3,10 @@
 The services are started as commands and configured by their environment alone: nothing of them is imported here.
 """
 
+import base64
 import os
 import re
+import secrets
 import shlex
 import socket
 import subprocess
@@ -82,6 +84,7 @@ SERVICES = (
     Service("embedder", ("darkroom-embedder",)),
     Service("finalize", ("darkroom-scheduler", "finalize"), has_database=True),
     Service("maintenance", ("darkroom-scheduler", "maintenance"), has_database=True),
+    Service("callbacks", ("darkroom-scheduler", "callbacks"), has_database=True),
     Service("beat", ("darkroom-scheduler", "beat"), has_database=True, is_worker=False, grace_s=10.0),
 )
 
@@ -95,6 +98,9 @@ OTHER_TRACES = (
     "OTEL_TRACES_EXPORTER",
     "OTEL_SDK_DISABLED",
 )
+
+
+WEBHOOK_SECRET = "DARKROOM_WEBHOOK_SECRET"  # noqa: S105 (the name of a setting)
 
 
 class Steps(Protocol):
@@ -114,6 +120,8 @@ class Endpoints:
     blob_url: str
     database_programs: Path
     """Folder of the pg_dump that fits the database."""
+    webhook_secret: str
+    """What signs callbacks, unless the environment says another."""
 
 
 def service_environment(
@@ -133,6 +141,10 @@ def service_environment(
     else:
         for name in DATABASE_SETTINGS:
             environment.pop(name, None)
+    if service.name == "callbacks":
+        environment[WEBHOOK_SECRET] = inherited.get(WEBHOOK_SECRET) or endpoints.webhook_secret
+    else:
+        environment.pop(WEBHOOK_SECRET, None)
     if service.name == "gateway":
         environment |= {
             "DARKROOM_HTTP_HOST": LOOPBACK,
@@ -222,7 +234,7 @@ def _start_servers(options: LocalOptions, supervisor: Supervisor, steps: Steps) 
         broker_url = rabbit.url
     elif is_url(options.broker):
         broker_url = options.broker
-    return Endpoints(postgres.url, redis.url, broker_url, _blob_url(folder), postgres.bin_dir)
+    return Endpoints(postgres.url, redis.url, broker_url, _blob_url(folder), postgres.bin_dir, webhook_secret(folder))
 
 
 def _blob_url(folder: Path) -> str:
@@ -259,6 +271,14 @@ def _operate(folder: Path, postgres: PostgresServer, arguments: Sequence[str]) -
 
 def _not_installed(command: str, error: OSError) -> ServerError:
     return ServerError(f"cannot run {command} ({error.strerror}): run `pip install 'darkroom-cli[local]'`")
+
+
+def webhook_secret(folder: Path) -> str:
+    """The secret that signs callbacks, kept in `webhook-secret` and made at the first call."""
+    path = folder / "webhook-secret"
+    if not path.exists():
+        write_private(path, "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode())
+    return path.read_text().strip()
 
 
 def _argv(command: tuple[str, ...]) -> list[str]:

@@ -262,6 +262,7 @@ def status_page(
     """The answer of `GET /v1/status`, and the local mode's processes where there are any."""
     parts: list[RenderableType] = [Text.assemble(("Darkroom ", "bold"), str(state["version"])), Text()]
     parts += [ledger_table(state["ledger"]), Text(), _dispatcher_text(state["dispatcher"])]
+    parts += [_callbacks_text(state["callbacks"])] if state.get("callbacks") else []
     parts += [Text(), _models_table(state["models"]), Text(), _jobs_table(state["jobs"], now)]
     if processes:
         parts += [Text(), _processes_table(processes, now)]
@@ -277,6 +278,15 @@ def _dispatcher_text(dispatcher: Mapping[str, Any]) -> Text:
     if dispatcher["backfills"]:
         waiting += f", {dispatcher['backfills']} to embed again"
     return Text.assemble(broker, waiting)
+
+
+def _callbacks_text(callbacks: Mapping[str, int]) -> Text:
+    shown = Text(f"{callbacks['pending']} callbacks to deliver")
+    if callbacks["failing"]:
+        shown.append(f", {callbacks['failing']} of them failing so far", "yellow")
+    if callbacks["failed"]:
+        shown.append(f", {callbacks['failed']} given up", "red")
+    return shown
 
 
 def _models_table(models: Iterable[Mapping[str, Any]]) -> RenderableType:

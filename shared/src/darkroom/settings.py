@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SecretsS
 
 from darkroom.contracts.base import OutputFormat
 from darkroom.contracts.keys import Recipe
+from darkroom.outbound import OutboundPolicy, parse_networks
 
 SECRETS_DIR = "DARKROOM_SECRETS_DIR"
 """Names the folder with a file for each setting that the environment does not have, named as the variable would be."""
@@ -113,6 +114,23 @@ class LimitSettings(Settings):
     """Width times height of one frame, from the header: 100 MP decode to 300 MB."""
     max_frames: int = Field(1000, ge=1)
     """Of an animation or a multi-page file; only the first is shown."""
+
+
+class OutboundSettings(Settings):
+    """Where requests may go whose address a client gave."""
+
+    callback_allowed_networks: str = ""
+    """In CIDR notation, separated by spaces: callbacks may go there besides the public internet, over http too."""
+
+    @property
+    def outbound_policy(self) -> OutboundPolicy:
+        """The same as a rule."""
+        return OutboundPolicy(parse_networks(self.callback_allowed_networks))
+
+    @model_validator(mode="after")
+    def _readable_networks(self) -> "OutboundSettings":
+        parse_networks(self.callback_allowed_networks)
+        return self
 
 
 class DatabaseSettings(Settings):

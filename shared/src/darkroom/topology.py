@@ -24,6 +24,7 @@ class Node(StrEnum):
     EMBEDDER = "embedder"
     FINALIZE = "finalize"
     MAINTENANCE = "maintenance"
+    CALLBACKS = "callbacks"
 
 
 CONSUMED_BY: dict[str, Node] = {
@@ -39,6 +40,7 @@ CONSUMED_BY: dict[str, Node] = {
     "embed.query": Node.EMBEDDER,
     "finalize": Node.FINALIZE,
     "maintenance": Node.MAINTENANCE,
+    "callbacks": Node.CALLBACKS,
 }
 """Each task queue and the node that takes from it."""
 

@@ -1,4 +1,4 @@
-"""The one canvas of Darkroom: `prepare | chord([thumbnails, embed], finalize)`, by names alone."""
+"""What is published to workers by names alone: `prepare | chord([thumbnails, embed], finalize)`, and hints."""
 
 import uuid
 from collections.abc import Mapping
@@ -11,8 +11,17 @@ from celery.canvas import Signature
 from darkroom.celery_app import request
 from darkroom.contracts.base import Lane, Sha256
 from darkroom.contracts.keys import Recipe, proxy_key
-from darkroom.contracts.messages import Embed, Finalize, Prepare, RecordEmbedding, Thumbnails
-from darkroom.contracts.tasks import EMBED, FINALIZE, PREPARE, RECORD_EMBEDDING, THUMBNAILS, TaskContract
+from darkroom.contracts.messages import DeliverCallbacks, Embed, Finalize, Prepare, RecordEmbedding, Thumbnails
+from darkroom.contracts.tasks import (
+    DELIVER_CALLBACKS,
+    EMBED,
+    FINALIZE,
+    PREPARE,
+    RECORD_EMBEDDING,
+    THUMBNAILS,
+    TaskContract,
+)
+from darkroom.outbound import Host
 
 _TASK_IDS = uuid.UUID("5d3bbf1c-6a40-4c4e-9a56-0f9f0a1f7d0b")
 
@@ -76,3 +85,13 @@ def embedding_backfill(app: Celery, sha256: Sha256, recipe: Recipe, generation: 
         request(app, RECORD_EMBEDDING, RecordEmbedding(sha256=sha256), takes_result=True),
         app=app,
     )
+
+
+CALLBACK_HINT_EXPIRES_S = 60
+"""A hint that waits longer is worth nothing: a job has given others since."""
+
+
+def callback_hint(app: Celery, host: Host) -> Signature:
+    """The call that has due callbacks to a host delivered; losing or repeating it costs time and nothing else."""
+    message = DeliverCallbacks(host=host)
+    return request(app, DELIVER_CALLBACKS, message, expires=CALLBACK_HINT_EXPIRES_S, ignore_result=True)

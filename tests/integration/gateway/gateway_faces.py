@@ -281,7 +281,7 @@ def image_json(image: pb.Image) -> Json:
 
 
 def batch_json(batch: pb.Batch) -> Json:
-    return {"completed_at": None} | plain(batch)
+    return {"completed_at": None, "callback_url": None} | plain(batch)
 
 
 def search_json(answer: pb.SearchResponse) -> Json:

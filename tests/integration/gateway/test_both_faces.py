@@ -79,6 +79,14 @@ def test_an_upload_is_the_same_image_on_both_faces(face: Face, gateway: Served) 
     assert face.ledger() == {"accepted": 1, "ready": 0, "failed": 0, "deleted": 0, "in_flight": 1}
 
 
+def test_a_batch_shows_its_callback_url_on_both_faces(face: Face, gateway: Served) -> None:
+    url = "https://example.org/hook?token=7"
+    batch = face.upload(picture(1), callback_url=url)["batch"]
+    assert batch["callback_url"] == face.batch(batch["id"])["callback_url"] == url
+    assert RestFace(gateway).batch(batch["id"])["callback_url"] == url
+    assert face.upload(picture(1))["batch"]["callback_url"] is None
+
+
 def test_defaults_are_the_same(face: Face, gateway: Served) -> None:
     image = face.upload(picture(1), filename="")["image"]
     expected = {"filename": None, "lane": "interactive", "tags": [], "external_id": None, "error": None, "tasks": {}}
@@ -120,6 +128,9 @@ REFUSALS: dict[str, tuple[bytes, dict[str, Any], str]] = {
     "a tag with NUL": (picture(1), {"tags": "a\0b"}, "invalid-field"),
     "a long external id": (picture(1), {"external_id": "x" * 257}, "invalid-field"),
     "an empty external id": (picture(1), {"external_id": ""}, "invalid-field"),
+    "a callback to this machine": (picture(1), {"callback_url": "https://127.0.0.1/"}, "invalid-field"),
+    "a callback over http": (picture(1), {"callback_url": "http://example.org/"}, "invalid-field"),
+    "an empty callback": (picture(1), {"callback_url": ""}, "invalid-field"),
     "a long name": (picture(1), {"filename": "n" * 256}, "invalid-field"),
     "a huge field": (picture(1), {"external_id": "x" * 5000}, "field-too-large"),
     "many fields": (picture(1), {"tags": ["t"] * 101}, "too-many-fields"),

@@ -50,12 +50,14 @@ def new_id() -> UUID:
     return uuid7(time.time_ns() // 1_000_000, next(_numbers))
 
 
-def upload(engine: Engine, store: BlobStore, content: str, lane: Lane = Lane.INTERACTIVE) -> Photo:
+def upload(
+    engine: Engine, store: BlobStore, content: str, lane: Lane = Lane.INTERACTIVE, callback_url: str | None = None
+) -> Photo:
     """Uploads one photo as the gateway does, up to the answer."""
     data = content.encode()
     photo = Photo(hashlib.sha256(data).hexdigest(), new_id(), new_id())
     received = uploads.ReceivedFile(photo.image_id, photo.sha256, len(data), f"{content}.jpg")
-    request = uploads.Upload(photo.batch_id, (received,), lane)
+    request = uploads.Upload(photo.batch_id, (received,), lane, callback_url=callback_url)
     with engine.begin() as connection:
         known = uploads.lock_originals(connection, request)
         store.put(keys.original_key(photo.sha256), data)

@@ -61,9 +61,8 @@ def test_a_standby_takes_over_from_a_killed_leader_and_repeats_nothing(spawn: Sp
     os.kill(leader.pid, signal.SIGKILL)
     eventually(lambda: leads(standby))
     eventually(lambda: sent(engine, "reconcile") != first["reconcile"])
-    assert {job.name: sent(engine, job.name) for job in JOBS if job.name != "reconcile"} == {
-        name: moment for name, moment in first.items() if name != "reconcile"
-    }
+    seldom = [job.name for job in JOBS if job.expires_s > 60]
+    assert {name: sent(engine, name) for name in seldom} == {name: first[name] for name in seldom}
 
 
 @on_redis
@@ -132,8 +131,9 @@ def test_a_restart_sends_no_job_twice_and_a_missed_one_once(
             scheduler.tick()
         scheduler.close()
         own.dispose()
-        names = messages_in(redis, "maintenance")
-        redis.delete("maintenance")
+        queues = sorted({job.contract.queue for job in JOBS})
+        names = [name for queue in queues for name in messages_in(redis, queue)]
+        redis.delete(*queues)
         return sorted(name.removeprefix("scheduler.") for name in names)
 
     assert lead_once() == sorted(job.name for job in JOBS)  # never run
@@ -157,7 +157,7 @@ def test_one_scheduler_leads_and_the_lock_goes_with_its_session(
     with engine.connect() as connection:
         assert connection.scalar(held) == 1
     redis = Redis.from_url(redis_url)
-    assert len(messages_in(redis, "maintenance")) == len(JOBS)
+    assert len(messages_in(redis, "maintenance")) == sum(job.contract.queue == "maintenance" for job in JOBS)
     first.close()
     run_sql(engine, "UPDATE periodic_jobs SET scheduled_at = now() - interval '25 hours' WHERE name = 'audit_ledger'")
     eventually(lambda: second.tick() and "scheduler.audit_ledger" in messages_in(redis, "maintenance")[:1])

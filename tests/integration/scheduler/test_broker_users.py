@@ -34,6 +34,7 @@ WORKERS = {
     "thumbnailer": (*queues_of(Node.THUMBNAILER), *queues_of(Node.THUMBNAILER_BULK)),
     "embedder": queues_of(Node.EMBEDDER),
     "scheduler": (*queues_of(Node.FINALIZE), *queues_of(Node.MAINTENANCE)),
+    "callbacks": queues_of(Node.CALLBACKS),
 }
 EVERY_QUEUE = (*topology.CONSUMED_BY, topology.DEAD_LETTERS)
 
@@ -121,6 +122,8 @@ def test_a_user_neither_makes_nor_removes_anything_of_the_topology(user: str, as
         ("embedder", topology.TASKS.name, "prepare"),
         ("embedder", topology.EVENTS.name, "image.prepared"),
         ("scheduler", topology.EVENTS.name, "image.ready"),
+        ("callbacks", topology.TASKS.name, "maintenance"),
+        ("callbacks", topology.TASKS.name, "prepare"),
         ("gateway", topology.DEAD.name, "prepare"),
         ("flower", topology.TASKS.name, "finalize"),
         ("monitor", topology.TASKS.name, "finalize"),

@@ -14,8 +14,10 @@ from darkroom_cli.local import (
     is_url,
     service_environment,
     shell_environment,
+    webhook_secret,
     without_password,
 )
+from scheduler.signing import read_keys
 
 ENDPOINTS = Endpoints(
     "postgresql+psycopg://darkroom@/darkroom?host=/tmp/s",
@@ -23,6 +25,7 @@ ENDPOINTS = Endpoints(
     "amqp://b",
     "file:///b",
     Path("/pg"),
+    "whsec_b3Vycw==",
 )
 OPTIONS = LocalOptions(Path("data"), http_port=8123, grpc_port=8124, workers=3)
 
@@ -45,7 +48,7 @@ def test_a_worker_that_sees_photos_cannot_reach_the_database(name):
     assert "postgresql" not in " ".join(environment.values())
 
 
-@pytest.mark.parametrize("name", ["gateway", "finalize", "maintenance", "beat"])
+@pytest.mark.parametrize("name", ["gateway", "finalize", "maintenance", "callbacks", "beat"])
 def test_the_others_have_the_local_database(name):
     environment = environment_of(name, {"DARKROOM_DATABASE_URL": "postgresql://theirs"})
     assert environment["DARKROOM_DATABASE_URL"] == ENDPOINTS.database_url
@@ -99,6 +102,25 @@ def test_a_store_can_be_switched_off_alone():
 
 def test_the_gateway_ends_after_those_that_send_it_spans():
     assert [service.name for service in SERVICES if service.is_needed_to_the_end] == ["gateway"]
+
+
+def test_only_the_callbacks_worker_gets_the_secret_and_the_users_own_goes_first():
+    inherited = {"DARKROOM_WEBHOOK_SECRET": "whsec_dGhlaXJz"}
+    for service in SERVICES:
+        is_told = service.name == "callbacks"
+        found = environment_of(service.name).get("DARKROOM_WEBHOOK_SECRET")
+        assert found == (ENDPOINTS.webhook_secret if is_told else None)
+        assert environment_of(service.name, inherited).get("DARKROOM_WEBHOOK_SECRET") == (
+            "whsec_dGhlaXJz" if is_told else None
+        )
+
+
+def test_a_secret_is_made_once_and_is_ours_alone(tmp_path):
+    secret = webhook_secret(tmp_path)
+    assert webhook_secret(tmp_path) == secret
+    assert webhook_secret(tmp_path / "other") != secret
+    assert (tmp_path / "webhook-secret").stat().st_mode & 0o777 == 0o600
+    assert len(read_keys(secret)[0]) == 32
 
 
 def test_every_process_has_a_heartbeat_of_its_own():

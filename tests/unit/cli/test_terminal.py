@@ -128,6 +128,7 @@ def test_the_status_page_shows_every_part():
         "version": "1.2.3",
         "ledger": {"accepted": 0, "ready": 0, "failed": 0, "deleted": 0, "in_flight": 0},
         "dispatcher": {"connected": False, "waiting": 7, "oldest_wait_s": 61.0, "backfills": 5},
+        "callbacks": {"pending": 12, "failing": 6, "failed": 8},
         "models": [{"id": "tiny@0123456789ab", "state": "active", "covered": 3, "total": 4, "dim": 192}],
         "jobs": [
             {"name": "back_up", "started_at": None, "finished_at": "2026-03-02T00:00:05Z", "summary": "9 MB"}
@@ -142,6 +143,7 @@ def test_the_status_page_shows_every_part():
         assert part in shown
     for part in ("11 h 59 min ago", "9 MB", "never", "1 image is missing", "gateway", "down", "30 s", "data/logs"):
         assert part in shown
+    assert "12 callbacks to deliver, 6 of them failing so far, 8 given up" in shown
 
 
 def queue(name: str, **changes):

@@ -9,15 +9,19 @@ from hypothesis import strategies as st
 
 from darkroom.contracts.base import Lane
 from darkroom.errors import PermanentError
+from darkroom.outbound import OutboundPolicy
 from gateway.models import page_token, read_page_token
 from gateway.receiving import ReceivedForm, SyncedFile
 from gateway.uploads import UploadOptions, check_idempotency_key, fingerprint, new_ids, read_options
 
+PUBLIC = OutboundPolicy()
+
 
 def test_fields_are_read_and_repeated_tags_counted_once() -> None:
     fields = [("tags", "b"), ("lane", "bulk"), ("tags", "a"), ("tags", "b"), ("external_id", "x")]
-    assert read_options(fields) == UploadOptions(Lane.BULK, ("b", "a"), "x")
-    assert read_options([]) == UploadOptions(Lane.INTERACTIVE, (), None)
+    fields += [("callback_url", "https://example.org/hook?x=1")]
+    assert read_options(fields, PUBLIC) == UploadOptions(Lane.BULK, ("b", "a"), "x", "https://example.org/hook?x=1")
+    assert read_options([], PUBLIC) == UploadOptions(Lane.INTERACTIVE, (), None, None)
 
 
 @pytest.mark.parametrize(
@@ -30,13 +34,17 @@ def test_fields_are_read_and_repeated_tags_counted_once() -> None:
         ("tags", "x" * 65, "invalid-field"),
         ("external_id", "", "invalid-field"),
         ("external_id", "x" * 257, "invalid-field"),
-        ("callback_url", "http://a/", "unknown-field"),
+        ("callback_url", "", "invalid-field"),
+        ("callback_url", "http://example.org/", "invalid-field"),
+        ("callback_url", "https://169.254.169.254/latest/meta-data", "invalid-field"),
+        ("callback_url", "https://user:password@example.org/", "invalid-field"),
+        ("webhook_url", "https://example.org/", "unknown-field"),
         ("tag", "a", "unknown-field"),
     ],
 )
 def test_what_is_not_known_is_refused_and_not_ignored(field: str, value: str, slug: str) -> None:
     with pytest.raises(PermanentError) as refused:
-        read_options([(field, value)])
+        read_options([(field, value)], PUBLIC)
     assert refused.value.problem.slug == slug
     assert field in refused.value.problem.detail
     assert refused.value.problem.remedy
@@ -44,9 +52,9 @@ def test_what_is_not_known_is_refused_and_not_ignored(field: str, value: str, sl
 
 def test_the_limits_themselves_are_accepted() -> None:
     tags = [("tags", f"{n:064d}") for n in range(32)]
-    assert len(read_options([*tags, ("external_id", "x" * 256)]).tags) == 32
+    assert len(read_options([*tags, ("external_id", "x" * 256)], PUBLIC).tags) == 32
     with pytest.raises(PermanentError, match="33"):
-        read_options([*tags, ("tags", "one more")])
+        read_options([*tags, ("tags", "one more")], PUBLIC)
 
 
 class NoWriter:
@@ -81,8 +89,9 @@ def test_a_fingerprint_sees_every_difference_and_no_other() -> None:
         fingerprint(form(("n", "1"), ("m", "2")), UploadOptions(Lane.INTERACTIVE, ("a", "b"), "x")),
         fingerprint(form(("n", "1"), ("m", "2")), UploadOptions(Lane.BULK, ("ab",), "x")),
         fingerprint(form(("n", "1"), ("m", "2")), UploadOptions(Lane.BULK, ("a", "b"), None)),
+        fingerprint(form(("n", "1"), ("m", "2")), UploadOptions(Lane.BULK, ("a", "b"), "x", "https://example.org/")),
     ]
-    assert len({same, *others}) == 8
+    assert len({same, *others}) == 9
 
 
 @given(st.integers(1, 200), st.integers(0, 2**48 - 1))

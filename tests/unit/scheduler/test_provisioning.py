@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 import stat
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from darkroom.settings import BrokerSettings, DatabaseSettings
 from scheduler.broker_users import USERS
 from scheduler.provisioning import KEPT, SECRETS, files, provision
+from scheduler.signing import read_keys
 
 KNOWN = {name: f"secret-of-{name}" for name in SECRETS}
 
@@ -63,8 +65,10 @@ def test_a_service_sees_its_own_secrets_only(service: str) -> None:
         "thumbnailer": {"thumbnailer", "redis"},
         "embedder": {"embedder", "redis"},
         "topology": {"topology", "redis"},
+        "callbacks": {"callbacks", "redis", "postgres", "webhook"},
     }
     text = "".join(content for path, content in files(KNOWN, b"salt").items() if path.startswith(f"{service}/"))
+    text += "".join(base64.b64decode(secret).decode() for secret in re.findall("whsec_(.*)", text))
     seen = {name for name, secret in KNOWN.items() if secret in text}
     assert seen == (set() if service == "rabbitmq" else allowed.get(service, {service}))
 
@@ -77,6 +81,12 @@ def test_a_service_can_start_with_its_files(tmp_path: Path, monkeypatch: pytest.
 
     assert BrokerSettings().broker_url.get_secret_value().startswith("amqp://gateway:")
     assert DatabaseSettings().database_url.get_secret_value().startswith("postgresql+psycopg://darkroom:")
+
+
+def test_the_secret_of_callbacks_can_sign(tmp_path: Path) -> None:
+    provision(tmp_path)
+    (key,) = read_keys((tmp_path / "callbacks/DARKROOM_WEBHOOK_SECRET").read_text())
+    assert key.decode() == json.loads((tmp_path / KEPT).read_text())["webhook"]
 
 
 def test_nobody_but_the_provisioner_may_read_what_is_kept(tmp_path: Path) -> None:

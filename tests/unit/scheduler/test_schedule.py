@@ -22,6 +22,8 @@ def is_due(job: PeriodicJob, last: datetime, now: datetime) -> bool:
     [
         ("reconcile", "2026-05-04 12:00:00", "2026-05-04 12:00:14", False),
         ("reconcile", "2026-05-04 12:00:00", "2026-05-04 12:00:15", True),
+        ("hint_callbacks", "2026-05-04 12:00:00", "2026-05-04 12:00:14", False),
+        ("hint_callbacks", "2026-05-04 12:00:00", "2026-05-04 12:00:15", True),
         ("clean_up", "2026-05-04 12:00:01", "2026-05-04 12:29:59", False),
         ("clean_up", "2026-05-04 12:00:01", "2026-05-04 12:30:00", True),
         ("back_up", "2026-05-04 00:00:01", "2026-05-04 23:59:59", False),
@@ -48,6 +50,7 @@ def test_every_job_has_a_contract_and_a_queue() -> None:
     ("name", "sent"),
     [
         ("reconcile", "2026-05-04 12:00:00"),
+        ("hint_callbacks", "2026-05-04 12:00:00"),
         ("clean_up", "2026-05-04 12:30:00"),
         ("back_up", "2026-05-04 00:00:00"),
         ("report_usage", "2026-05-04 07:30:00"),
@@ -61,4 +64,4 @@ def test_a_message_expires_before_its_job_is_due_again(name: str, sent: str) -> 
 
 
 def test_the_reconciler_has_a_slot_whatever_else_runs() -> None:
-    assert maintenance_options().concurrency >= len(JOBS)
+    assert maintenance_options().concurrency >= sum(job.contract.queue == "maintenance" for job in JOBS)

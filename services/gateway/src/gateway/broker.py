@@ -24,7 +24,7 @@ class BrokerLink:
     """
 
     def __init__(self, app: Celery) -> None:
-        self._app = app
+        self.app = app
         self._connection: Connection | None = None
         self._turn = threading.Lock()
         self.is_connected = False
@@ -39,8 +39,8 @@ class BrokerLink:
                     log.warning("broker.bindings_lost")
                     self._drop()
                 if self._connection is None:
-                    self._connection = self._app.connection_for_write()
-                    ensure_topology(self._app, self._connection)
+                    self._connection = self.app.connection_for_write()
+                    ensure_topology(self.app, self._connection)
                     log.info("broker.connected")
                 yield self._connection
                 self.is_connected = True
@@ -51,7 +51,7 @@ class BrokerLink:
     def check(self) -> None:
         """Returns when the broker has answered; raises whatever went wrong."""
         with self.connection() as connection:
-            topology.TASKS(connection.default_channel).declare(passive=not self._app.conf.darkroom_declare)
+            topology.TASKS(connection.default_channel).declare(passive=not self.app.conf.darkroom_declare)
 
     def close(self) -> None:
         """Ends the connection."""

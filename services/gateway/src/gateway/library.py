@@ -8,11 +8,13 @@ from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from darkroom.contracts.base import BlobKey, ThumbnailSize
-from darkroom.database import images, outcomes
+from darkroom.database import callbacks, images, outcomes
 from darkroom.errors import PermanentError
 from gateway.models import (
     Batch,
     BatchWithImages,
+    CallbackDelivery,
+    Callbacks,
     Hit,
     Image,
     ImageList,
@@ -112,16 +114,30 @@ async def find_batch(engine: AsyncEngine, batch_id: UUID) -> BatchWithImages:
         found = await connection.run_sync(images.find_batch, batch_id)
         rows = await connection.run_sync(images.images_of_batch, batch_id)
     if found is None:
-        raise PermanentError.of(
-            "batch-not-found",
-            "There is no such batch",
-            404,
-            f"No batch has the id {batch_id}.",
-            value=str(batch_id),
-            remedy="Take batch_id from an image.",
-        )
+        raise _batch_not_found(batch_id)
     counters = Batch.model_validate(found).model_dump()
     return BatchWithImages(**counters, images=[Image.of(row) for row in rows])
+
+
+async def list_callbacks(engine: AsyncEngine, batch_id: UUID, limit: int) -> Callbacks:
+    """An upload's callbacks, those first that are not delivered; raises `batch-not-found`."""
+    async with engine.connect() as connection:
+        found = await connection.run_sync(images.find_batch, batch_id)
+        rows = await connection.run_sync(callbacks.callbacks_of_batch, batch_id, limit)
+    if found is None:
+        raise _batch_not_found(batch_id)
+    return Callbacks(callbacks=[CallbackDelivery.model_validate(row) for row in rows])
+
+
+def _batch_not_found(batch_id: UUID) -> PermanentError:
+    return PermanentError.of(
+        "batch-not-found",
+        "There is no such batch",
+        404,
+        f"No batch has the id {batch_id}.",
+        value=str(batch_id),
+        remedy="Take batch_id from an image.",
+    )
 
 
 async def read_ledger(engine: AsyncEngine) -> Ledger:

@@ -139,12 +139,42 @@ class Batch(BaseModel):
     pending: int
     created_at: datetime
     completed_at: datetime | None
+    callback_url: str | None
 
 
 class BatchWithImages(Batch):
     """A batch and those of its images that are not deleted, in the order of upload."""
 
     images: list[Image]
+
+
+class CallbackDelivery(BaseModel):
+    """One request to a callback URL, and how its last attempt ended."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: UUID = Field(description="The webhook-id that the receiver gets, the same at every attempt.")
+    type: str
+    image_id: UUID | None
+    url: str
+    state: Literal["pending", "delivered", "failed"]
+    attempts: int
+    created_at: datetime
+    last_attempt_at: datetime | None
+    last_status: int | None = Field(description="Of the last answer; null: there was none.")
+    last_error: str | None
+    next_attempt_at: datetime | None = Field(description="The earliest time of the next attempt; null when it is over.")
+    finished_at: datetime | None
+
+    @model_validator(mode="after")
+    def _nothing_follows_the_end(self) -> Self:
+        return self if self.state == "pending" else self.model_copy(update={"next_attempt_at": None})
+
+
+class Callbacks(BaseModel):
+    """Callbacks of one upload."""
+
+    callbacks: list[CallbackDelivery]
 
 
 class Uploaded(BaseModel):
@@ -392,12 +422,23 @@ class DispatcherStatus(BaseModel):
     backfills: int
 
 
+class CallbackStatus(BaseModel):
+    """Callbacks that wait, those of them that have failed at least once, and those that were given up lately."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    pending: int
+    failing: int
+    failed: int
+
+
 class SystemStatus(BaseModel):
     """The state of the whole system."""
 
     version: str
     ledger: Ledger
     dispatcher: DispatcherStatus
+    callbacks: CallbackStatus
     models: list[Model]
     jobs: list[Job]
     traces: TraceStoreStatus | None = Field(description="Null where this gateway keeps no traces.")

@@ -11,8 +11,10 @@ from kombu import Producer
 from sqlalchemy import Connection, Engine
 
 from darkroom import topology
+from darkroom.celery_app import PUBLISH_OPTIONS
 from darkroom.contracts.events import Event
-from darkroom.database import events
+from darkroom.database import callbacks, events
+from darkroom.workflow import callback_hint
 from gateway.broker import BrokerLink
 
 log = logging.getLogger(__name__)
@@ -56,6 +58,7 @@ class Relay:
     def publish_once(self, connection: Connection) -> int:
         """Publishes up to a batch of numbered events; returns how many. Raises what stopped it."""
         waiting = events.unpublished_events(connection, BATCH)
+        hosts = callbacks.new_hosts(connection, [one.batch_id for one in waiting if one.type in callbacks.TOLD_TYPES])
         connection.commit()  # no transaction is open while we talk to the broker
         confirmed: list[int] = []
         try:
@@ -65,6 +68,8 @@ class Relay:
                     for event in waiting:
                         _publish(producer, event)
                         confirmed.append(event.id)
+                    for host in hosts:  # without this they would wait for the job that hints
+                        callback_hint(self._link.app, host).apply_async(connection=broker, **PUBLISH_OPTIONS)
         finally:
             if confirmed:
                 events.stamp_events(connection, confirmed)

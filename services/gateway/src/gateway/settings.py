@@ -7,6 +7,7 @@ from darkroom.settings import (
     DatabaseSettings,
     LimitSettings,
     LogSettings,
+    OutboundSettings,
     RenderSettings,
     StorageSettings,
     TaskSettings,
@@ -22,6 +23,7 @@ class GatewaySettings(
     RenderSettings,
     LimitSettings,
     TraceStoreSettings,
+    OutboundSettings,
     LogSettings,
 ):
     """What the gateway reads from the environment."""

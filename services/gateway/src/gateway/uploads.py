@@ -18,6 +18,7 @@ from darkroom.contracts.keys import original_key
 from darkroom.database import images, uploads
 from darkroom.errors import PermanentError
 from darkroom.ids import uuid7
+from darkroom.outbound import OutboundPolicy, RefusedTargetError
 from gateway.receiving import ReceivedForm, SyncedFile, invalid_field
 from gateway.traces import TraceContext
 
@@ -34,11 +35,12 @@ class UploadOptions:
     lane: Lane = Lane.INTERACTIVE
     tags: tuple[str, ...] = ()
     external_id: str | None = None
+    callback_url: str | None = None
 
 
-def read_options(fields: Sequence[tuple[str, str]]) -> UploadOptions:
+def read_options(fields: Sequence[tuple[str, str]], outbound: OutboundPolicy) -> UploadOptions:
     """The form's fields besides its files; raises `invalid-field` and `unknown-field`."""
-    lane, tags, external_id = Lane.INTERACTIVE, dict[str, None](), None
+    lane, tags, external_id, callback_url = Lane.INTERACTIVE, dict[str, None](), None, None
     for name, value in fields:
         match name:
             case "lane":
@@ -52,6 +54,8 @@ def read_options(fields: Sequence[tuple[str, str]]) -> UploadOptions:
                 tags[_bounded(name, value, MAX_TAG_CHARACTERS)] = None
             case "external_id":
                 external_id = _bounded(name, value, MAX_EXTERNAL_ID_CHARACTERS)
+            case "callback_url":
+                callback_url = _allowed_url(name, value, outbound)
             case _:
                 raise PermanentError.of(
                     "unknown-field",
@@ -59,7 +63,7 @@ def read_options(fields: Sequence[tuple[str, str]]) -> UploadOptions:
                     422,
                     f"The form field {name[:80]!r} is not known.",
                     value=name[:80],
-                    limit="file, lane, tags, external_id",
+                    limit="file, lane, tags, external_id, callback_url",
                     remedy="Leave it out.",
                 )
     if len(tags) > MAX_TAGS:
@@ -70,7 +74,7 @@ def read_options(fields: Sequence[tuple[str, str]]) -> UploadOptions:
             limit=MAX_TAGS,
             remedy="Send fewer tags.",
         )
-    return UploadOptions(lane, tuple(tags), external_id)
+    return UploadOptions(lane, tuple(tags), external_id, callback_url)
 
 
 def _bounded(name: str, value: str, limit: int) -> str:
@@ -82,6 +86,20 @@ def _bounded(name: str, value: str, limit: int) -> str:
             limit=limit,
             remedy="Shorten it, or leave it out.",
         )
+    return value
+
+
+def _allowed_url(name: str, value: str, outbound: OutboundPolicy) -> str:
+    try:
+        outbound.check_url(value)
+    except RefusedTargetError as error:
+        raise invalid_field(
+            name,
+            str(error),
+            value=value[:200],
+            limit="https to the public internet",
+            remedy="Send another URL, or name the network in DARKROOM_CALLBACK_ALLOWED_NETWORKS.",
+        ) from error
     return value
 
 
@@ -104,6 +122,8 @@ def fingerprint(form: ReceivedForm, options: UploadOptions) -> str:
         "lane": options.lane,
         "tags": options.tags,
         "external_id": options.external_id,
+        # Only where there is one: keys of requests from before there were any still fit.
+        **({"callback_url": options.callback_url} if options.callback_url is not None else {}),
     }
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
@@ -146,6 +166,7 @@ async def accept_form(
         lane=options.lane,
         tags=options.tags,
         external_id=options.external_id,
+        callback_url=options.callback_url,
         traceparent=trace.traceparent,
         tracestate=trace.tracestate,
         trace_id=trace.trace_id,

@@ -89,6 +89,8 @@ USERS: Mapping[str, Permissions] = MappingProxyType(
         "embedder": _worker(Node.EMBEDDER, sends_to=queues_of(Node.FINALIZE)),
         # Fences go to every queue.
         "scheduler": _worker(Node.FINALIZE, Node.MAINTENANCE, reads=(topology.DEAD_LETTERS,)),
+        # Besides, it returns fences.
+        "callbacks": _worker(Node.CALLBACKS, sends_to=queues_of(Node.FINALIZE)),
         "flower": Permissions(configure=_WATCHED, write=_WATCHED, read=_WATCHED),
         "monitor": Permissions(tags=("monitoring",)),
     }

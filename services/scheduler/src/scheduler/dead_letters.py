@@ -45,6 +45,7 @@ MENDED = {
     tasks.FENCE.name: "the reconciler sends another fence",
     tasks.RETURN_FENCE.name: "the reconciler sends another fence",
     tasks.RECORD_EMBEDDING.name: "the reconciler plans the vector again",
+    tasks.DELIVER_CALLBACKS.name: "the callbacks are rows, and a job hints at what is due",
     tasks.PREPARE_QUERY.name: "the search that asked for it has ended",
     tasks.EMBED_TEXT.name: "the search that asked for it has ended",
     tasks.EMBED_PICTURE.name: "the search that asked for it has ended",

@@ -3,6 +3,7 @@
 Each service gets a folder with its files and sees no other. What everything follows from is in a folder of its own.
 """
 
+import base64
 import json
 import os
 import secrets
@@ -11,14 +12,14 @@ from pathlib import Path
 
 from scheduler.broker_users import USERS, definitions
 
-DATABASE, RESULTS = "postgres", "redis"
-SECRETS = (DATABASE, RESULTS, *USERS)
+DATABASE, RESULTS, WEBHOOK = "postgres", "redis", "webhook"
+SECRETS = (DATABASE, RESULTS, WEBHOOK, *USERS)
 """Every password by the name of what asks for it. All are made of letters, digits, `-` and `_`."""
 
 KEPT = Path("provision/secrets.json")
 """Where the secrets themselves are kept; no service gets this folder."""
 
-WITH_DATABASE = ("gateway", "scheduler")
+WITH_DATABASE = ("gateway", "scheduler", "callbacks")
 
 
 def provision(
@@ -42,6 +43,7 @@ def files(known: Mapping[str, str], salt: bytes) -> dict[str, str]:
         f"{RESULTS}/password": known[RESULTS],
         "rabbitmq/definitions.json": definitions(known, salt),
         "monitor/password": known["monitor"],
+        "callbacks/DARKROOM_WEBHOOK_SECRET": "whsec_" + base64.b64encode(known[WEBHOOK].encode()).decode(),
     }
     for user in USERS.keys() - {"monitor"}:
         found[f"{user}/DARKROOM_BROKER_URL"] = f"amqp://{user}:{known[user]}@rabbitmq:5672//"

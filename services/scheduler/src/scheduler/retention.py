@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from darkroom.contracts import keys
 from darkroom.contracts.base import BlobKey, ModelId, Sha256
 from darkroom.contracts.messages import JobReport
-from darkroom.database import dead_letters, traces, upkeep, uploads, vectors
+from darkroom.database import callbacks, dead_letters, traces, upkeep, uploads, vectors
 from darkroom.storage import INCOMING, BlobInfo, BlobStore
 from scheduler.settings import SchedulerSettings
 
@@ -28,6 +28,9 @@ TASKS_EXPIRE = timedelta(days=30)
 
 EVENTS_EXPIRE = timedelta(days=7)
 """How far back a reader of events can resume."""
+
+CALLBACKS_EXPIRE = timedelta(days=30)
+"""How long it can be seen what became of a callback; one that could not even be tried for so long is given up."""
 
 FENCES_EXPIRE = timedelta(days=1)
 """The reconciler looks back no further."""
@@ -157,6 +160,7 @@ def forget_rows(engine: Engine, traces_expire: timedelta) -> int:
         count += upkeep.forget_tasks(connection, now - TASKS_EXPIRE)
         count += upkeep.forget_events(connection, now - EVENTS_EXPIRE)
         count += traces.forget_rows(connection, now - traces_expire)
+        count += callbacks.forget_callbacks(connection, now - CALLBACKS_EXPIRE)
         count += upkeep.forget_fences(connection, now - FENCES_EXPIRE)
         count += upkeep.thin_fences(connection, now - FENCES_THIN_AFTER, FENCES_KEPT_EVERY_S)
         letters = dead_letters.forget(connection, now - DEAD_LETTERS_EXPIRE, now - KEPT_LETTERS_EXPIRE)

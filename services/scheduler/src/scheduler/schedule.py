@@ -5,7 +5,16 @@ from dataclasses import dataclass
 from celery.schedules import BaseSchedule, crontab, schedule
 
 from darkroom.contracts.messages import JobReport, Nothing
-from darkroom.contracts.tasks import AUDIT_LEDGER, BACK_UP, CHECK_BLOBS, CLEAN_UP, RECONCILE, REPORT_USAGE, TaskContract
+from darkroom.contracts.tasks import (
+    AUDIT_LEDGER,
+    BACK_UP,
+    CHECK_BLOBS,
+    CLEAN_UP,
+    HINT_CALLBACKS,
+    RECONCILE,
+    REPORT_USAGE,
+    TaskContract,
+)
 
 
 @dataclass(frozen=True)
@@ -32,11 +41,14 @@ def job_name(contract: TaskContract[Nothing, JobReport]) -> str:
 
 RECONCILE_EVERY_S = 15
 CHECK_BLOBS_EVERY_S = 30
+HINT_CALLBACKS_EVERY_S = 15
+"""How late a callback can be whose hint was lost, and how exactly its next attempt is on time."""
 
 JOBS: tuple[PeriodicJob, ...] = (
     # Each expires before its next turn comes: after a long stop of the worker one message runs, not a thousand.
     PeriodicJob(RECONCILE, schedule(RECONCILE_EVERY_S), expires_s=RECONCILE_EVERY_S),
     PeriodicJob(CHECK_BLOBS, schedule(CHECK_BLOBS_EVERY_S), expires_s=CHECK_BLOBS_EVERY_S),
+    PeriodicJob(HINT_CALLBACKS, schedule(HINT_CALLBACKS_EVERY_S), expires_s=HINT_CALLBACKS_EVERY_S),
     PeriodicJob(CLEAN_UP, crontab(minute="*/30"), expires_s=1800),
     PeriodicJob(BACK_UP, crontab(hour="0", minute="0"), expires_s=43_200),
     PeriodicJob(REPORT_USAGE, crontab(day_of_week="mon", hour="7", minute="30"), expires_s=86_400),

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
-from darkroom.settings import TraceStoreSettings
+from darkroom.settings import OutboundSettings, TraceStoreSettings
 
 
 class SchedulerSettings(TraceStoreSettings):
@@ -20,3 +20,16 @@ class SchedulerSettings(TraceStoreSettings):
     """Age of a blob without a row before it goes. Far above the longest upload, whose row comes after its blob."""
     backups_kept: int = Field(7, ge=1)
     """How many of the newest database backups stay; they are daily."""
+
+
+class CallbackSettings(OutboundSettings):
+    """Delivering callbacks. The `callbacks` worker alone reads these."""
+
+    webhook_secret: SecretStr
+    """`whsec_` and base64 of 24 to 64 random bytes; several, separated by spaces, while one replaces another."""
+    callback_timeout_s: int = Field(10, ge=1, le=60)
+    """From the name's look-up to the answer's headers. A receiver should note the callback and answer, then work."""
+    callback_attempts: int = Field(17, ge=1, le=100)
+    """The waits between them grow from 5 s to 8 h and make 3 days of 17."""
+    callback_host_limit: int = Field(4, ge=1)
+    """Callbacks under way to one host at once, in all workers."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from celery import Celery
 from pydantic import ValidationError
@@ -35,6 +35,7 @@ from darkroom.errors import TransientError
 from darkroom.storage import BlobStore
 from darkroom.workflow import task_ids
 from scheduler import backups, checking, finalize, reconciler, reports, retention
+from scheduler.callbacks import Delivering
 from scheduler.notifying import DISPATCH, EVENTS, notify
 from scheduler.schedule import CHECK_BLOBS_EVERY_S, job_name
 from scheduler.settings import SchedulerSettings
@@ -175,10 +176,29 @@ def with_database(body: Body[ArgumentsT, ResultT]) -> Body[ArgumentsT, ResultT]:
     return run
 
 
+def register_callbacks(app: Celery, delivering: Delivering) -> None:
+    """Binds the callbacks worker's tasks."""
+    bind(app, contracts.DELIVER_CALLBACKS, with_database(delivering.deliver))
+    hint = as_job(contracts.HINT_CALLBACKS, lambda: delivering, Delivering.hint_at_due)
+    bind(app, contracts.HINT_CALLBACKS, with_database(hint), max_retries=0)
+    bind(app, contracts.FENCE, pass_fence)
+
+
+class HasEngine(Protocol):
+    """What a job works with, whatever else it has."""
+
+    @property
+    def engine(self) -> Engine:
+        """Where its row is."""
+
+
+ResourcesT = TypeVar("ResourcesT", bound=HasEngine)
+
+
 def as_job(
     contract: TaskContract[Nothing, JobReport],
-    resources: Callable[[], Resources],
-    run: Callable[[Resources], JobReport],
+    resources: Callable[[], ResourcesT],
+    run: Callable[[ResourcesT], JobReport],
 ) -> Body[Nothing, JobReport]:
     """A periodic job that runs once at a time, and whose row shows how it went: an error is an alarm, too."""
     name = job_name(contract)

@@ -1,4 +1,4 @@
-"""The scheduler's processes and commands: `darkroom-scheduler migrate|finalize|maintenance|beat|backup|restore`.
+"""The scheduler's processes and commands: `darkroom-scheduler finalize|maintenance|callbacks|beat|migrate|backup` …
 
 In a deployment whose services may not declare, `topology` comes before them, and `provision` makes their secrets.
 """
@@ -27,18 +27,24 @@ from darkroom.settings import (
     WorkerSettings,
 )
 from darkroom.storage import open_blob_store
-from darkroom.topology import Node
+from darkroom.topology import Node, queues_of
 from darkroom.tries import TriesMarkers
 from darkroom.worker import WorkerOptions, add_worker_arguments, run_worker, with_arguments
 from scheduler.beat import run_beat
+from scheduler.callbacks import LEASE_MARGIN_S, TURN_S, Delivering, RetryPolicy
 from scheduler.commands import add_commands
 from scheduler.dead_letters import DeadLetters, add_dead_letters
+from scheduler.posting import Poster
 from scheduler.schedule import JOBS
-from scheduler.settings import SchedulerSettings
-from scheduler.tasks import Finishing, Resources, register_finishing, register_jobs
+from scheduler.settings import CallbackSettings, SchedulerSettings
+from scheduler.signing import read_keys
+from scheduler.tasks import Finishing, Resources, register_callbacks, register_finishing, register_jobs
 
 FINALIZE_THREADS = 4
 """Each waits for PostgreSQL and the blob store; four keep one PostgreSQL commit stream busy on two cores."""
+
+CALLBACK_THREADS = 32
+"""Each waits for one receiver. A hundred that hang hold them all for 30 s, once; after that they have pauses."""
 
 JOB_SOFT_LIMIT_S = 3540
 JOB_LIMIT_S = 3600
@@ -63,12 +69,28 @@ def maintenance_options() -> WorkerOptions:
         pool="prefork",  # a job that hangs is killed; threads could not be
         # A slot for each job, and a job runs once at a time: the reconciler never waits behind a backup or a clean up,
         # also when both last. An idle slot shares its memory with the others.
-        concurrency=len(JOBS),
+        concurrency=sum(job.contract.queue in queues_of(Node.MAINTENANCE) for job in JOBS),
         prefetch_multiplier=1,  # jobs expire while they wait: better in the queue, where another worker may take them
         max_tasks_per_child=1000,  # four hours of ticks: what leaks, leaks little
         soft_time_limit_s=JOB_SOFT_LIMIT_S,  # the job's row says that it took too long
         time_limit_s=JOB_LIMIT_S,  # for what does not hear the soft limit
     )
+
+
+def callback_options(concurrency: int, settings: CallbackSettings) -> WorkerOptions:
+    """How the callbacks worker runs."""
+    return WorkerOptions(
+        node=Node.CALLBACKS,
+        pool="threads",  # it waits for receivers and computes next to nothing
+        concurrency=concurrency or CALLBACK_THREADS,
+        prefetch_multiplier=1,  # a hint behind one that hangs would wait for it
+        watchdog_s=TURN_S + lease_s(settings),  # one attempt may begin at the end of a turn
+    )
+
+
+def lease_s(settings: CallbackSettings) -> int:
+    """Seconds after which an attempt whose worker died is made again."""
+    return settings.callback_timeout_s + LEASE_MARGIN_S
 
 
 def create_finalizer(resources: Resources, broker: BrokerSettings, tasks: TaskSettings) -> Celery:
@@ -129,6 +151,24 @@ def run_maintenance(arguments: argparse.Namespace) -> None:
     run_worker(app, with_arguments(maintenance_options(), arguments), heartbeat_file=worker.heartbeat_file)
 
 
+def run_callbacks(arguments: argparse.Namespace) -> None:
+    """Consumes `callbacks` until a signal."""
+    broker, tasks, worker, settings = BrokerSettings(), TaskSettings(), WorkerSettings(), CallbackSettings()
+    app = create_app("scheduler", broker, tasks)
+    delivering = Delivering(
+        engine=sync_engine(DatabaseSettings()),
+        publisher=create_publisher(broker, tasks),
+        poster=Poster(settings.outbound_policy, settings.callback_timeout_s),
+        keys=read_keys(settings.webhook_secret.get_secret_value()),
+        policy=RetryPolicy(settings.callback_attempts),
+        host_limit=settings.callback_host_limit,
+        lease_s=lease_s(settings),
+    )
+    register_callbacks(app, delivering)
+    options = callback_options(worker.worker_concurrency, settings)
+    run_worker(app, with_arguments(options, arguments), heartbeat_file=worker.heartbeat_file)
+
+
 def run_beat_process(_: argparse.Namespace) -> None:
     """Sends the periodic jobs, or stands by, until a signal."""
     app = create_publisher(BrokerSettings(), TaskSettings())
@@ -153,6 +193,7 @@ PROCESSES = {
     "migrate": run_migrate,
     "finalize": run_finalize,
     "maintenance": run_maintenance,
+    "callbacks": run_callbacks,
     "beat": run_beat_process,
 }
 

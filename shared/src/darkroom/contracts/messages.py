@@ -185,6 +185,12 @@ class Probed(Message):
     read_s: float | None = Field(None, ge=0)
 
 
+class DeliverCallbacks(Message):
+    """A hint that callbacks to this host are due; the rows say which, and without the hint they are found as well."""
+
+    host: str
+
+
 class Rendition(Message):
     """One encoded picture in the store."""
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.contracts.base import Message
+from darkroom.contracts.callbacks import Callback
 from darkroom.contracts.events import Event, ImagePrepared
 from darkroom.contracts.problems import Problem
 
-PUBLISHED: tuple[type[Message], ...] = (Event, ImagePrepared, Problem)
+PUBLISHED: tuple[type[Message], ...] = (Event, ImagePrepared, Callback, Problem)
 
 
 def schemas() -> dict[str, str]:

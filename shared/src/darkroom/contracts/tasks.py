@@ -55,6 +55,9 @@ BACK_UP = TaskContract("scheduler.back_up", "maintenance", m.Nothing, m.JobRepor
 REPORT_USAGE = TaskContract("scheduler.report_usage", "maintenance", m.Nothing, m.JobReport)
 AUDIT_LEDGER = TaskContract("scheduler.audit_ledger", "maintenance", m.Nothing, m.JobReport)
 
+DELIVER_CALLBACKS = TaskContract("scheduler.deliver_callbacks", "callbacks", m.DeliverCallbacks, m.Nothing)
+HINT_CALLBACKS = TaskContract("scheduler.hint_callbacks", "callbacks", m.Nothing, m.JobReport)
+
 ALL: tuple[TaskContract, ...] = (  # type: ignore[type-arg]
     PREPARE,
     THUMBNAILS,
@@ -75,4 +78,6 @@ ALL: tuple[TaskContract, ...] = (  # type: ignore[type-arg]
     BACK_UP,
     REPORT_USAGE,
     AUDIT_LEDGER,
+    DELIVER_CALLBACKS,
+    HINT_CALLBACKS,
 )

@@ -13,6 +13,7 @@ from darkroom.contracts.base import Sha256
 from darkroom.contracts.events import EventType
 from darkroom.contracts.messages import DescribedManifest, PreparedManifest
 from darkroom.contracts.problems import Problem, original_missing
+from darkroom.database import callbacks
 from darkroom.database.tables import batches, events, images, originals
 
 
@@ -209,14 +210,14 @@ _EVENT = {"ready": EventType.IMAGE_READY, "failed": EventType.IMAGE_FAILED, "del
 
 
 def _move(connection: Connection, moved: Sequence[Row[Any]], state: str, error: dict[str, Any] | None = None) -> None:
-    """Moves images to a state, their batches' counters with them, and writes the events. The trigger moves the ledger.
+    """Moves images to a state, their batches' counters with them, and writes events and callbacks.
 
-    The transition that brings a batch's `pending` to 0 completes it.
+    The trigger moves the ledger. The transition that brings a batch's `pending` to 0 completes it.
     """
     if not moved:
         return
     steps = Counter((image.batch_id, image.state) for image in moved)
-    completed = []
+    completed, callback_urls = list[UUID](), dict[UUID, str]()
     for batch_id in sorted({image.batch_id for image in moved}):
         change: Counter[str] = Counter()
         for (of_batch, old_state), count in steps.items():
@@ -227,8 +228,10 @@ def _move(connection: Connection, moved: Sequence[Row[Any]], state: str, error: 
             update(batches)
             .where(batches.c.id == batch_id)
             .values({column: batches.c[column] + count for column, count in change.items()})
-            .returning(batches.c.pending)
+            .returning(batches.c.pending, batches.c.callback_url)
         ).one()
+        if batch.callback_url is not None:
+            callback_urls[batch_id] = batch.callback_url
         if batch.pending == 0 and change["pending"] < 0:
             connection.execute(update(batches).where(batches.c.id == batch_id).values(completed_at=func.now()))
             completed.append(batch_id)
@@ -251,3 +254,5 @@ def _move(connection: Connection, moved: Sequence[Row[Any]], state: str, error: 
     ]
     if happened:
         connection.execute(insert(events), happened)
+    if callback_urls:
+        callbacks.record(connection, happened, callback_urls)

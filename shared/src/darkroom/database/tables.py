@@ -64,6 +64,7 @@ batches = sa.Table(
     sa.Column("pending", sa.Integer, nullable=False),
     _moment("created_at", required=True),
     _moment("completed_at"),
+    sa.Column("callback_url", sa.Text),
 )
 
 images = sa.Table(
@@ -116,6 +117,35 @@ events = sa.Table(
     _json("problem"),
     sa.Column("trace_id", sa.Text),
     _moment("published_at"),
+)
+
+callbacks = sa.Table(
+    "callbacks",
+    metadata,
+    sa.Column("id", sa.Uuid, primary_key=True, server_default=sa.func.gen_random_uuid()),
+    sa.Column("batch_id", sa.Uuid, sa.ForeignKey("batches.id"), nullable=False),
+    sa.Column("image_id", sa.Uuid),
+    sa.Column("type", sa.Text, nullable=False),
+    sa.Column("url", sa.Text, nullable=False),
+    _hash("host", nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False, server_default="pending"),
+    sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
+    _moment("next_attempt_at", required=True),
+    _moment("lease_until"),
+    _moment("last_attempt_at"),
+    sa.Column("last_status", sa.Integer),
+    sa.Column("last_error", sa.Text),
+    _moment("created_at", required=True),
+    _moment("finished_at"),
+)
+
+callback_hosts = sa.Table(
+    "callback_hosts",
+    metadata,
+    _hash("host", primary_key=True),
+    sa.Column("failures", sa.Integer, nullable=False, server_default="0"),
+    _moment("not_before", required=True),
 )
 
 tasks = sa.Table(

@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from darkroom.contracts.base import Lane, Sha256
 from darkroom.contracts.events import EventType
-from darkroom.database import outcomes
+from darkroom.database import callbacks, outcomes
 from darkroom.database.tables import batches, events, idempotency_keys, images, originals
 
 
@@ -34,6 +34,7 @@ class Upload:
     lane: Lane
     tags: tuple[str, ...] = ()
     external_id: str | None = None
+    callback_url: str | None = None
     traceparent: str | None = None
     tracestate: str | None = None
     trace_id: str | None = None
@@ -66,7 +67,7 @@ def lock_originals(connection: Connection, upload: Upload) -> set[Sha256]:
 
 
 def accept(connection: Connection, upload: Upload, known: set[Sha256]) -> None:
-    """Inserts the batch, its images and their events, and counts them as accepted.
+    """Inserts the batch, its images, their events and due callbacks, and counts them as accepted.
 
     An image of a finished original is finished at once. One of an original that was being swept, or in flight on the
     bulk lane while this upload is interactive, has it dispatched afresh; so has one whose bytes were lost. Call it
@@ -123,6 +124,7 @@ def accept(connection: Connection, upload: Upload, known: set[Sha256]) -> None:
             failed=counts["failed"],
             pending=counts["in_flight"],
             completed_at=None if counts["in_flight"] else func.now(),
+            callback_url=upload.callback_url,
         )
     )
     if not counts["in_flight"]:
@@ -133,6 +135,8 @@ def accept(connection: Connection, upload: Upload, known: set[Sha256]) -> None:
     ready_at = case((bindparam("state_now") == "ready", func.now()))
     connection.execute(insert(images).values(ready_at=ready_at), [row | {"state_now": row["state"]} for row in rows])
     connection.execute(insert(events), happened)
+    if upload.callback_url is not None:
+        callbacks.record(connection, happened, {upload.batch_id: upload.callback_url})
     connection.execute(
         text("UPDATE ledger SET accepted = accepted + :n WHERE shard = pg_backend_pid() % 16"), {"n": len(rows)}
     )

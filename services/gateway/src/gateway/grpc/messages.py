@@ -55,7 +55,7 @@ def upload_fields(metadata: pb.UploadMetadata) -> list[tuple[str, str]]:
     return [
         *([("lane", lane)] if lane is not None else []),
         *(("tags", tag) for tag in metadata.tags),
-        *([("external_id", metadata.external_id)] if metadata.HasField("external_id") else []),
+        *given(metadata, "external_id", "callback_url").items(),
     ]
 
 
@@ -141,6 +141,7 @@ def batch(shown: models.Batch) -> pb.Batch:
         pending=shown.pending,
         created_at=shown.created_at,
         completed_at=shown.completed_at,
+        callback_url=shown.callback_url,
     )
 
 

@@ -78,7 +78,7 @@ class DarkroomService(DarkroomServicer):
             check_idempotency_key(key)
         form_parts = parts(messages.upload_fields(metadata), metadata.filename, requests, context)
         async with received_parts(form_parts, self._gateway.store, self._limits) as form:
-            options = read_options(form.fields)
+            options = read_options(form.fields, self._gateway.settings.outbound_policy)
             await checkpoint()  # all bytes are here, but the client may have gone while they were synced
             # From now on one that goes away does not stop what it has asked for.
             with anyio.CancelScope(shield=True):

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from darkroom.contracts.base import ThumbnailSize
 from darkroom.contracts.keys import original_key
 from gateway import library
-from gateway.models import BatchWithImages, Image, ImageList, ListQuery, Uploaded
+from gateway.models import BatchWithImages, Callbacks, Image, ImageList, ListQuery, Uploaded
 from gateway.receiving import FormLimits, received_form
 from gateway.rest.blobs import Blob, serve
 from gateway.rest.dependencies import FromGateway
@@ -33,6 +33,7 @@ _UPLOAD_FORM = {
                         "lane": {"type": "string", "enum": ["interactive", "bulk"], "default": "interactive"},
                         "tags": {"type": "array", "items": {"type": "string", "maxLength": 64}, "maxItems": 32},
                         "external_id": {"type": "string", "maxLength": 256},
+                        "callback_url": {"type": "string", "format": "uri", "maxLength": 2048},
                     },
                 },
                 "encoding": {"tags": {"style": "form", "explode": True}},
@@ -69,7 +70,7 @@ async def upload(
         accepted = await accept_form(
             gateway.engine,
             form,
-            read_options(form.fields),
+            read_options(form.fields, gateway.settings.outbound_policy),
             continue_trace(traceparent, tracestate, secrets.randbits),
             idempotency_key,
         )
@@ -125,3 +126,11 @@ async def retry(gateway: FromGateway, image_id: UUID) -> Image:
 async def batch(gateway: FromGateway, batch_id: UUID) -> BatchWithImages:
     """One upload's counters and images."""
     return await library.find_batch(gateway.engine, batch_id)
+
+
+@router.get("/batches/{batch_id}/callbacks", responses=answers_with(404))
+async def callbacks(
+    gateway: FromGateway, batch_id: UUID, limit: Annotated[int, Query(ge=1, le=1000)] = 200
+) -> Callbacks:
+    """What was told to the upload's callback URL, and what could not be: those first that are not delivered."""
+    return await library.list_callbacks(gateway.engine, batch_id, limit)

@@ -12,12 +12,13 @@ from fastapi import APIRouter, Query
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
-from darkroom.database import dispatch, images, upkeep, vectors
+from darkroom.database import callbacks, dispatch, images, upkeep, vectors
 from darkroom.storage import BlobStore
 from gateway import library
 from gateway.bootstrap import Gateway
 from gateway.errors import UnavailableError
 from gateway.models import (
+    CallbackStatus,
     DispatcherStatus,
     Health,
     Job,
@@ -82,6 +83,7 @@ async def status(gateway: FromGateway) -> SystemStatus:
         backlog = await connection.run_sync(dispatch.backlog)
         models = await connection.run_sync(vectors.all_models)
         jobs = await connection.run_sync(upkeep.all_jobs)
+        called = await connection.run_sync(callbacks.count_callbacks)
     return SystemStatus(
         version=version("darkroom-gateway"),
         ledger=Ledger(**counts),
@@ -92,6 +94,7 @@ async def status(gateway: FromGateway) -> SystemStatus:
             oldest_wait_s=backlog.oldest_s,
             backfills=backlog.backfills,
         ),
+        callbacks=CallbackStatus.model_validate(called),
         models=[Model.model_validate(row) for row in models],
         jobs=[Job.model_validate(row) for row in jobs],
         traces=TraceStoreStatus.model_validate(gateway.traces.counters()) if gateway.traces else None,

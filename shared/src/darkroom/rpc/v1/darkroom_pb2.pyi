@@ -99,18 +99,20 @@ class UploadImageRequest(_message.Message):
     def __init__(self, metadata: _Optional[_Union[UploadMetadata, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class UploadMetadata(_message.Message):
-    __slots__ = ("filename", "lane", "tags", "external_id", "idempotency_key")
+    __slots__ = ("filename", "lane", "tags", "external_id", "idempotency_key", "callback_url")
     FILENAME_FIELD_NUMBER: _ClassVar[int]
     LANE_FIELD_NUMBER: _ClassVar[int]
     TAGS_FIELD_NUMBER: _ClassVar[int]
     EXTERNAL_ID_FIELD_NUMBER: _ClassVar[int]
     IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    CALLBACK_URL_FIELD_NUMBER: _ClassVar[int]
     filename: str
     lane: Lane
     tags: _containers.RepeatedScalarFieldContainer[str]
     external_id: str
     idempotency_key: str
-    def __init__(self, filename: _Optional[str] = ..., lane: _Optional[_Union[Lane, str]] = ..., tags: _Optional[_Iterable[str]] = ..., external_id: _Optional[str] = ..., idempotency_key: _Optional[str] = ...) -> None: ...
+    callback_url: str
+    def __init__(self, filename: _Optional[str] = ..., lane: _Optional[_Union[Lane, str]] = ..., tags: _Optional[_Iterable[str]] = ..., external_id: _Optional[str] = ..., idempotency_key: _Optional[str] = ..., callback_url: _Optional[str] = ...) -> None: ...
 
 class UploadImageResponse(_message.Message):
     __slots__ = ("batch", "image")
@@ -369,7 +371,7 @@ class Problem(_message.Message):
     def __init__(self, type: _Optional[str] = ..., title: _Optional[str] = ..., status: _Optional[int] = ..., detail: _Optional[str] = ..., value: _Optional[_Union[_struct_pb2.Value, _Mapping]] = ..., limit: _Optional[_Union[_struct_pb2.Value, _Mapping]] = ..., remedy: _Optional[str] = ..., file: _Optional[str] = ...) -> None: ...
 
 class Batch(_message.Message):
-    __slots__ = ("id", "total", "ready", "failed", "deleted", "pending", "created_at", "completed_at")
+    __slots__ = ("id", "total", "ready", "failed", "deleted", "pending", "created_at", "completed_at", "callback_url")
     ID_FIELD_NUMBER: _ClassVar[int]
     TOTAL_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
@@ -378,6 +380,7 @@ class Batch(_message.Message):
     PENDING_FIELD_NUMBER: _ClassVar[int]
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
     COMPLETED_AT_FIELD_NUMBER: _ClassVar[int]
+    CALLBACK_URL_FIELD_NUMBER: _ClassVar[int]
     id: str
     total: int
     ready: int
@@ -386,7 +389,8 @@ class Batch(_message.Message):
     pending: int
     created_at: _timestamp_pb2.Timestamp
     completed_at: _timestamp_pb2.Timestamp
-    def __init__(self, id: _Optional[str] = ..., total: _Optional[int] = ..., ready: _Optional[int] = ..., failed: _Optional[int] = ..., deleted: _Optional[int] = ..., pending: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., completed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    callback_url: str
+    def __init__(self, id: _Optional[str] = ..., total: _Optional[int] = ..., ready: _Optional[int] = ..., failed: _Optional[int] = ..., deleted: _Optional[int] = ..., pending: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., completed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., callback_url: _Optional[str] = ...) -> None: ...
 
 class WatchImageRequest(_message.Message):
     __slots__ = ("image_id", "last_event_id", "follow")
