@@ -104,6 +104,7 @@ def browsing(folder: Path) -> Iterator[Page]:
             page = Page(connection)
             for domain in ("Page", "Runtime", "Log"):
                 page.call(f"{domain}.enable")
+            page.call("Emulation.setFocusEmulationEnabled", enabled=True)  # as if its window were the front one
             yield page
     finally:
         browser.stop()

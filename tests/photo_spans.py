@@ -112,7 +112,7 @@ def work(spans: Recorder, server: Span, sha256: str, at_ms: float = 20) -> dict[
     made["publish embed"] = publish("thumbnailer", "embed", 118, prepare)
     thumbnails = made["thumbnails"] = deliver("thumbnailer", "thumbnails", made["publish thumbnails"], (114, 131), 170)
     add("thumbnailer", "encode small", 135, 150, thumbnails)
-    batch = made["batch"] = spans.add("embedder", names.BATCH, at_ms + 200, at_ms + 230, batch_size=8)
+    batch = made["batch"] = spans.add("embedder", names.BATCH, at_ms + 200, at_ms + 230, messaging_batch_count=8)
     spans.add("embedder", names.PREPROCESS, at_ms + 200, at_ms + 203, batch, image_sha256=sha256)
     spans.add("embedder", names.PREPROCESS, at_ms + 203, at_ms + 206, batch, image_sha256="f" * 64)
     spans.add("embedder", names.FORWARD, at_ms + 206, at_ms + 230, batch)

@@ -55,10 +55,9 @@ def bar(start: float, length: float, total: float, columns: int) -> tuple[int, i
 
 def _summary(trace: Json, width: int) -> RenderableType:
     summary = trace["summary"]
-    facts = [
-        (milliseconds_text(summary["total_ms"]), "bold"),
-        (f"waited {milliseconds_text(sum(summary['waited_ms'].values()))}", "dim"),
-    ]
+    facts = [(milliseconds_text(summary["total_ms"]), "bold")]
+    if waited_ms := sum(summary["waited_ms"].values()):
+        facts.append((f"waited {milliseconds_text(waited_ms)}", "dim"))
     if summary["held_back_ms"]:
         facts.append((f"held back {milliseconds_text(summary['held_back_ms'])} before a retry", "dim"))
     members = max((span["members"] or 0 for span in trace["spans"]), default=0)

@@ -146,7 +146,7 @@ class TraceStoreSettings(Settings):
     """The traces that the gateway keeps by itself."""
 
     trace_retention_h: int = Field(24, ge=1)
-    """How long their spans stay in the database: 10 to 20 KB for each photo."""
+    """How long their spans stay in the database: 4 to 6 KB for each photo."""
 
 
 class ModelSettings(Settings):

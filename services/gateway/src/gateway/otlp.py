@@ -17,6 +17,7 @@ from darkroom.database.traces import TraceRow
 TRACE_ID_BYTES, SPAN_ID_BYTES = 16, 8
 
 COMPRESSION_LEVEL = 6
+"""A photo's spans, 10 KB, become 3.46 KB in 0.16 ms; at level 1 3.51 KB in 0.14 ms. See benchmarks/traces.py."""
 
 Kind = Literal["internal", "server", "client", "producer", "consumer"]
 Attributes = Mapping[str, Any]

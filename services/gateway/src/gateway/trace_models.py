@@ -74,7 +74,9 @@ class TraceSummary(BaseModel):
     """What a trace comes to. Waits and works of branches side by side are all counted; `parts` add up to the total."""
 
     total_ms: float
-    waited_ms: dict[str, float] = Field(description="By queue; `dispatch` and `batch` are waits outside of queues.")
+    waited_ms: dict[str, float] = Field(
+        description="By queue; `dispatch`, `batch` and `turn` are waits outside of queues."
+    )
     held_back_ms: float = Field(description="On purpose, before a retry.")
     worked_ms: dict[str, float] = Field(description="By service.")
     retries: int

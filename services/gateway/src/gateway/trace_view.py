@@ -322,7 +322,8 @@ def _ms(nanoseconds: int) -> float:
 
 def _shown(node: _Node, depth: int, start_ns: int) -> TraceSpan:
     span, attributes = node.span, node.span.attributes
-    retry, members = attributes.get(names.RETRY_NUMBER), attributes.get(names.BATCH_SIZE)
+    retry = attributes.get(names.RETRY_NUMBER)
+    members = attributes.get(names.BATCH_SIZE, attributes.get(names.MESSAGING_BATCH_COUNT))
     return TraceSpan(
         id=span.span_id,
         trace_id=span.trace_id,

@@ -50,7 +50,7 @@ function facts(trace, isInFlight) {
     summary.retries && [count(summary.retries, "retry", "retries"), "retry"],
     summary.redeliveries && [count(summary.redeliveries, "redelivery", "redeliveries"), "retry"],
     summary.dispatches > 1 && [`dispatched ${summary.dispatches} times`, "retry"],
-    waited.length && [`waited ${duration(sum(waited.map(([, ms]) => ms)))} in ${count(waited.length, "place")}`, "wait"],
+    sum(waited.map(([, ms]) => ms)) > 0 && [`waited ${duration(sum(waited.map(([, ms]) => ms)))} in ${count(waited.length, "place")}`, "wait"],
     summary.held_back_ms && [`held back ${duration(summary.held_back_ms)} before a retry`, "wait"],
     members > 1 && [`embedded in a batch of ${members}`, "batch"],
     orphans && [`${count(orphans, "span")} whose parent is missing`, ""],
@@ -137,7 +137,10 @@ function rowOf(span, next) {
   if (hasChildren) row.ariaExpanded = !closed.has(span.id);
   row.style.setProperty("--depth", span.depth);
   row.querySelector(".bar").dataset.service = span.service;
-  row.querySelector(".what").append(element("span", { text: span.name, className: "span", title: `${span.name} · ${span.service}` }), ...badges(span));
+  const name = element("span", { text: span.name, className: "span", title: `${span.name} · ${span.service}` });
+  const blob = span.attributes["darkroom.blob.key"]?.split("/").at(-1).replace(/^([0-9a-f]{8})[0-9a-f]{56}/, "$1…");
+  if (blob) name.append(element("small", { text: ` ${blob}` }));
+  row.querySelector(".what").append(name, ...badges(span));
   row.querySelector(".took").textContent = `${duration(span.duration_ms)}${span.is_open ? " …" : ""}`;
   row.querySelector(".twig").onclick = (event) => {
     event.stopPropagation();
@@ -282,9 +285,10 @@ function show(answer) {
   byId("traces").replaceChildren(...answer.traces.map((trace) => sectionOf(trace, answer)));
   hideClosed();
   const spans = answer.traces.flatMap((trace) => trace.spans);
-  // What went wrong is looked for first.
+  // What went wrong is looked for first, then what goes on.
   const failed = spans.findLast((span) => span.status === "error");
-  const first = spans.find((span) => span.id === chosen) ?? failed ?? spans[0];
+  const open = spans.findLast((span) => span.is_open);
+  const first = spans.find((span) => span.id === chosen) ?? failed ?? open ?? spans[0];
   const row = document.querySelector(`.row[data-id="${CSS.escape(first.id)}"]`);
   choose(row, answer.traces.find((trace) => trace.spans.includes(first)));
   if (hadFocus) row.focus({ preventScroll: true });
