@@ -102,7 +102,9 @@ DEAD_LETTERS = Gauge(
 JOB_STARTED = Gauge(
     "darkroom_job_started_timestamp_seconds", "When a periodic job last began.", ["periodic_job"], registry=GATEWAY
 )
-JOB_SUCCEEDED = Gauge("darkroom_job_succeeded_timestamp_seconds", "When it last ended well.", ["periodic_job"], registry=GATEWAY)
+JOB_SUCCEEDED = Gauge(
+    "darkroom_job_succeeded_timestamp_seconds", "When it last ended well.", ["periodic_job"], registry=GATEWAY
+)
 JOB_ALARM = Gauge("darkroom_job_alarm", "1 while its last run left an alarm.", ["periodic_job"], registry=GATEWAY)
 
 # --- Workers ------------------------------------------------------------------------------------------------------
@@ -159,4 +161,6 @@ BATCH_DURATION = Histogram(
 
 BEAT_LEADING = Gauge("darkroom_beat_leading", "1 while this beat leads; of several one does.", registry=BEAT)
 BEAT_TICK = Gauge("darkroom_beat_tick_timestamp_seconds", "When beat last looked what is due.", registry=BEAT)
-JOBS_SENT = Counter("darkroom_beat_jobs_sent_total", "Periodic jobs sent to the queue.", ["periodic_job"], registry=BEAT)
+JOBS_SENT = Counter(
+    "darkroom_beat_jobs_sent_total", "Periodic jobs sent to the queue.", ["periodic_job"], registry=BEAT
+)
