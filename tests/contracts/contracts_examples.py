@@ -59,6 +59,7 @@ EXAMPLES: tuple[Message, ...] = (
     m.Embedded(model=MODEL.id, dim=192, vector="embeddings/tiny@0123456789ab/x.npy"),
     m.Finalize(sha256=SHA256, generation=2, lane=Lane.BULK, recipe=RECIPE),
     m.RecordFailure(sha256=SHA256, generation=2, lane=Lane.BULK, problem=PROBLEM),
+    m.RecordLoss(sha256=SHA256, generation=2, lane=Lane.BULK, cause="no blob under 'derived/5f/x/proxy.jpg'"),
     m.RecordEmbedding(sha256=SHA256),
     m.ModelReference(id=MODEL.id, source="bundled"),
     m.RegisterModel(model=MODEL, dim=192),

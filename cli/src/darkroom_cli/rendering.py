@@ -263,6 +263,7 @@ def status_page(
     parts: list[RenderableType] = [Text.assemble(("Darkroom ", "bold"), str(state["version"])), Text()]
     parts += [ledger_table(state["ledger"]), Text(), _dispatcher_text(state["dispatcher"])]
     parts += [_callbacks_text(state["callbacks"])] if state.get("callbacks") else []
+    parts += [_store_text(state["store"])]
     parts += [Text(), _models_table(state["models"]), Text(), _jobs_table(state["jobs"], now)]
     if processes:
         parts += [Text(), _processes_table(processes, now)]
@@ -287,6 +288,12 @@ def _callbacks_text(callbacks: Mapping[str, int]) -> Text:
     if callbacks["failed"]:
         shown.append(f", {callbacks['failed']} given up", "red")
     return shown
+
+
+def _store_text(store: Mapping[str, Any]) -> Text:
+    if store["oldest_check_s"] is None:
+        return Text("no photo in the store yet", "dim")
+    return Text(f"every photo in the store was seen whole within the last {seconds_text(store['oldest_check_s'])}")
 
 
 def _models_table(models: Iterable[Mapping[str, Any]]) -> RenderableType:

@@ -20,8 +20,8 @@ from kombu.transport.native_delayed_delivery import (
 
 from darkroom import topology
 from darkroom.contracts.base import Lane, Message
-from darkroom.contracts.messages import RecordFailure, Work
-from darkroom.contracts.tasks import RECORD_FAILURE, TaskContract
+from darkroom.contracts.messages import RecordFailure, RecordLoss, Work
+from darkroom.contracts.tasks import RECORD_FAILURE, RECORD_LOSS, TaskContract
 from darkroom.errors import PermanentError, TransientError
 from darkroom.settings import BrokerSettings, TaskSettings
 from darkroom.telemetry.publishing import TracedAMQP
@@ -228,8 +228,8 @@ def bind(
     """Registers `function` as the worker's side of a contract.
 
     A `PermanentError` about an original is published as `record_failure` before the task fails. A `TransientError` or
-    an operating system's error is tried again after 1, 2, 4 … whole seconds; when all tries are used up, the
-    reconciler finds the original. Errbacks are not used: an outage is not the photo's fault.
+    an operating system's error is tried again after 1, 2, 4 … whole seconds; when all tries are used up, that is
+    published as `record_loss`. Errbacks are not used: an outage is not the photo's fault.
     """
 
     def run(self: Task, previous: Any = None, *, message: dict[str, Any]) -> dict[str, Any]:
@@ -241,6 +241,9 @@ def bind(
                 report_failure(app, arguments, error)
             raise
         except (TransientError, OSError) as error:
+            if isinstance(arguments, Work) and self.request.retries >= self.max_retries:
+                report_loss(app, arguments, error)
+                raise
             delay_s = retry_delay_s(self.request.retries, random.random())  # noqa: S311 (jitter, not a secret)
             # The queue by name: the key that a delayed message came with has its delay in front.
             queue = contract.queue_for(arguments.lane if isinstance(arguments, Work) else Lane.INTERACTIVE)
@@ -271,6 +274,13 @@ def report_failure(app: Celery, work: Work, error: PermanentError) -> None:
     """Publishes the cause of a permanent failure to `finalize`."""
     failure = RecordFailure(sha256=work.sha256, generation=work.generation, lane=work.lane, problem=error.problem)
     request(app, RECORD_FAILURE, failure, lane=work.lane, ignore_result=True).apply_async()
+
+
+def report_loss(app: Celery, work: Work, error: Exception) -> None:
+    """Publishes to `finalize` that a step has ended for a cause which is not the photo's."""
+    cause = f"{type(error).__name__}: {error}"[:500]
+    loss = RecordLoss(sha256=work.sha256, generation=work.generation, lane=work.lane, cause=cause)
+    request(app, RECORD_LOSS, loss, lane=work.lane, ignore_result=True).apply_async()
 
 
 def retry_delay_s(retries: int, jitter: float) -> int:

@@ -46,7 +46,7 @@ class BrokerSettings(Settings):
     """`amqp://…` in earnest, `redis://…` on one machine."""
     result_url: SecretStr
     """`redis://…`; must run with `maxmemory-policy noeviction`, or joins are lost."""
-    result_expires_s: int = Field(3600, ge=60)
+    result_expires_s: int = Field(3600, ge=1)
     """How long a finished task's result can be asked for."""
     chord_expires_s: int = Field(7 * 86_400, ge=60)
     """Longest backlog whose joins survive."""
@@ -80,9 +80,13 @@ class TaskSettings(Settings):
         return sum(2**n + 1 for n in range(self.task_max_retries))
 
     @property
-    def stage_deadline_s(self) -> int:
-        """After its message was taken from the queue, a step has ended one way or the other within this time."""
-        return self.task_hard_limit_s + self.retry_chain_s
+    def step_deadline_s(self) -> int:
+        """After its message was taken from the queue, a step has ended within this time, one way or the other.
+
+        One try at its limit, or all tries of a step that fails at once: what fails late and is tried again may be sent
+        again meanwhile, for nothing.
+        """
+        return max(self.task_hard_limit_s, self.retry_chain_s)
 
 
 class StorageSettings(Settings):
@@ -178,15 +182,6 @@ class WorkerSettings(Settings):
     """Slots of a prefork or threads worker; 0: one for each core."""
     heartbeat_file: Path | None = None
     """Touched by the worker's loop every 2 s; a health check reads its age."""
-
-
-class MetricsSettings(Settings):
-    """Where a worker or beat serves its metrics; the gateway does at `/metrics` of its HTTP port."""
-
-    metrics_host: str = "127.0.0.1"
-    """Loopback: they say how much is going on."""
-    metrics_port: int | None = Field(None, ge=0, le=65_535)
-    """0: any free port, the log says which. None: no metrics, and nothing is measured."""
 
 
 class TracingSettings(BaseSettings):

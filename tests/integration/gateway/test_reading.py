@@ -13,8 +13,10 @@ from gateway_serving import Served
 from redis import Redis
 from sqlalchemy import Engine, text
 
+from darkroom.contracts import keys
+from darkroom.contracts.base import ThumbnailSize
 from darkroom.contracts.keys import Recipe, original_key
-from darkroom.database import dispatch
+from darkroom.database import dispatch, outcomes
 from darkroom.workflow import task_ids
 
 pytest_plugins = ["gateway_fixtures"]
@@ -143,11 +145,52 @@ def test_a_thumbnail_before_its_time_is_404(gateway: Served) -> None:
     assert answer.headers["Cache-Control"] == "no-store"
 
 
-def test_a_blob_that_is_missing_is_503(gateway: Served) -> None:
+@pytest.mark.parametrize("name", ["original", "thumbnails/small"])
+def test_a_blob_that_is_missing_is_503_and_made_again_while_the_image_stays_ready(
+    gateway: Served, engine: Engine, ready: dict[str, Any], name: str
+) -> None:
+    key = original_key(ready["sha256"]) if name == "original" else thumbnail_key(ready["sha256"], "small")
+    data = gateway.parts.store.get(key)
+    gateway.parts.store.delete(key)
+    before = gateway.http.get("/v1/ledger").json(), event_types(engine)
+    for _ in range(2):  # the second reader starts nothing
+        answer = gateway.http.get(f"/v1/images/{ready['id']}/{name}")
+        assert (answer.status_code, slug(answer)) == (503, "blob-missing")
+        assert answer.headers["Retry-After"] == "2"
+        assert gateway.http.get(f"/v1/images/{ready['id']}").json()["status"] == "ready"
+    with engine.begin() as connection:
+        assert [one.sha256 for one in dispatch.lease(connection, 10, 60)] == [ready["sha256"]]
+    gateway.parts.store.put(key, data)
+    finish(engine, gateway.parts.store, ready["sha256"], VECTOR)
+    assert (gateway.http.get("/v1/ledger").json(), event_types(engine)) == before
+    assert gateway.http.get(f"/v1/images/{ready['id']}/{name}").status_code == 200
+    (other,) = gateway.accepted(picture(2))
+    finish(engine, gateway.parts.store, other["sha256"], VECTOR)
+    found = gateway.http.post("/v1/search", json={"image_id": other["id"]}).json()["results"]
+    assert [hit["image"]["id"] for hit in found] == [ready["id"]]
+
+
+def test_the_original_of_an_image_that_failed_without_it_is_gone(gateway: Served, engine: Engine) -> None:
     (image,) = gateway.accepted(picture(1))
+    finish(engine, gateway.parts.store, image["sha256"])
     gateway.parts.store.delete(original_key(image["sha256"]))
+    with engine.begin() as connection:
+        outcomes.lose_original(connection, image["sha256"])
     answer = gateway.http.get(f"/v1/images/{image['id']}/original")
-    assert (answer.status_code, slug(answer)) == (503, "blob-missing")
+    assert (answer.status_code, slug(answer)) == (410, "original-missing")
+    assert gateway.http.get(f"/v1/images/{image['id']}/thumbnails/small").status_code == 200
+    (again,) = gateway.accepted(picture(1))  # brings both back
+    assert {one["status"] for one in gateway.http.get("/v1/images").json()["images"]} <= {"accepted", "processing"}
+    assert gateway.http.get(f"/v1/images/{again['id']}/original").status_code == 200
+
+
+def event_types(engine: Engine) -> list[str]:
+    with engine.begin() as connection:
+        return list(connection.scalars(text("SELECT type FROM events ORDER BY row_id")))
+
+
+def thumbnail_key(sha256: str, size: str) -> str:
+    return keys.thumbnail_key(sha256, Recipe.current(), ThumbnailSize(size))
 
 
 UNKNOWN = uuid4()

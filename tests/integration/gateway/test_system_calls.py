@@ -83,6 +83,7 @@ def test_status_shows_jobs_models_ledger_and_backlog(gateway: Served, engine: En
     assert status["ledger"]["accepted"] == 2
     assert (status["dispatcher"]["waiting"], status["dispatcher"]["backfills"]) == (1, 0)
     assert status["dispatcher"]["oldest_wait_s"] > 0
+    assert status["store"]["oldest_check_s"] >= 0
     active, filling = status["models"]
     assert (active["id"], active["state"], active["covered"], active["total"]) == (MODEL_ID, "active", 1, 1)
     assert (filling["state"], filling["covered"], filling["total"]) == ("filling", 0, 1)

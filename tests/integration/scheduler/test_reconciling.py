@@ -1,8 +1,8 @@
 """What the reconciler does about lost work, on a real PostgreSQL and both brokers."""
 
 import shutil
-from collections.abc import Callable
-from datetime import timedelta
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import psycopg
@@ -27,14 +27,16 @@ from darkroom.celery_app import bound_publishing, create_app
 from darkroom.contracts.base import Lane
 from darkroom.database import dispatch, upkeep, vectors
 from darkroom.database.tables import backfills, fences, models
+from darkroom.database.upkeep import FenceRecord
 from darkroom.settings import BrokerSettings, TaskSettings
 from darkroom.storage import BlobStore, open_blob_store
 from darkroom_cli.servers import ChildProcess
 from scheduler.finalize import add_vector, finish
-from scheduler.reconciler import STUBBORN_AFTER, WORK_QUEUES, reconcile, send_fences
+from scheduler.publishing import fresh_connection
+from scheduler.reconciler import STUBBORN_AFTER, WORK_QUEUES, Deadlines, reconcile, send_fences, send_lost_again
 
 BUNDLED = Path(__file__).parents[3] / "services/embedder/src/embedder/models/tiny"
-AT_ONCE = timedelta(0)
+AT_ONCE = Deadlines(timedelta(0), timedelta(0))
 OTHER = "other@ba9876543210"
 
 on_redis = pytest.mark.parametrize("broker_url", ["redis"], indirect=True)
@@ -53,11 +55,17 @@ def app(broker_url: str, redis_url: str) -> Celery:
     return app
 
 
+def send(engine: Engine, app: Celery, queues: Sequence[str]) -> None:
+    """Sends a fence into each queue."""
+    with fresh_connection(app) as broker:
+        send_fences(engine, app, broker, queues)
+
+
 def ticks(engine: Engine, app: Celery, count: int, *, held: tuple[str, ...] = ()) -> list[str]:
     """Reconciles several times, with all fences back at once but those of the held queues; returns the summaries."""
     summaries = []
     for _ in range(count):
-        summaries.append(reconcile(engine, app, AT_ONCE).summary)
+        summaries.append(reconcile(engine, app, AT_ONCE, timedelta(0)).summary)
         run_sql(
             engine,
             "UPDATE fences SET returned_at = clock_timestamp() WHERE returned_at IS NULL AND queue <> ALL(:held)",
@@ -112,7 +120,7 @@ def test_a_finished_photo_is_left_alone(engine: Engine, store: BlobStore, app: C
 def test_losses_in_a_row_wait_longer_and_longer(engine: Engine, store: BlobStore, app: Celery) -> None:
     photo = upload(engine, store, "unlucky")
     waits = []
-    for _ in range(4):
+    for _ in range(5):
         run_sql(engine, "UPDATE originals SET not_before = now()")
         assert dispatch_all(engine)
         ticks(engine, app, 4)
@@ -120,8 +128,8 @@ def test_losses_in_a_row_wait_longer_and_longer(engine: Engine, store: BlobStore
         with engine.connect() as connection:
             now = connection.scalar(select(func.now()))
         assert original.dispatched_at is None
-        waits.append(round((original.not_before - now).total_seconds() / 60))
-    assert waits == [0, 1, 2, 4]
+        waits.append(round((original.not_before - now).total_seconds() / 15))
+    assert waits == [0, 1, 2, 4, 4]
 
 
 @on_redis
@@ -137,7 +145,7 @@ def test_a_fence_passes_the_real_workers_and_comes_back(
     spawn: Callable[..., ChildProcess], engine: Engine, app: Celery
 ) -> None:
     queues = ["prepare", "thumbnails", "prepare.bulk", "thumbnails.bulk", "finalize"]
-    send_fences(engine, app, queues)
+    send(engine, app, queues)
     for command, *arguments in (
         ("darkroom-thumbnailer", "--lane", "interactive"),
         ("darkroom-thumbnailer", "--lane", "bulk"),
@@ -169,7 +177,7 @@ def test_damaged_weights_and_a_stopped_worker_are_alarms_and_fail_no_photo(
 ) -> None:
     photo = upload(engine, store, "waiting")
     dispatch_all(engine)
-    send_fences(engine, app, ["embed", "embed.bulk", "prepare"])
+    send(engine, app, ["embed", "embed.bulk", "prepare"])
     damaged = damaged_model(tmp_path / "damaged")
     spawn("darkroom-embedder", DARKROOM_MODEL=str(damaged), DARKROOM_MODEL_THREADS="1")
     spawn("darkroom-scheduler", "finalize")
@@ -181,7 +189,7 @@ def test_damaged_weights_and_a_stopped_worker_are_alarms_and_fail_no_photo(
     waiting = {"embed": "wrong", "embed.bulk": "wrong", "prepare": "unknown"}
     eventually(lambda: states() == waiting, within_s=120)
     run_sql(engine, "UPDATE fences SET sent_at = sent_at - interval '3 minutes' WHERE queue = 'prepare'")
-    alarm = reconcile(engine, app, timedelta(seconds=40)).alarm
+    alarm = reconcile(engine, app, Deadlines(timedelta(seconds=40))).alarm
     assert alarm is not None
     assert "embed is wrong: cosine 1.0000 to the answer at the start, " in alarm
     assert "prepare is late: a probe is on its way for " in alarm
@@ -256,8 +264,43 @@ def test_a_photo_that_gets_no_vector_is_an_alarm(engine: Engine, store: BlobStor
     dispatch_all(engine)
     finish(engine, store, finalize_message(photo.sha256), leave_everything(store, photo.sha256))
     register_model(engine, OTHER, 8)
-    assert reconcile(engine, app, AT_ONCE).alarm is None
+    assert reconcile(engine, app, AT_ONCE, timedelta(0)).alarm is None
     with engine.begin() as connection:
         connection.execute(text("UPDATE backfills SET generation = :often"), {"often": STUBBORN_AFTER})
-    alarm = reconcile(engine, app, AT_ONCE).alarm
+    alarm = reconcile(engine, app, AT_ONCE, timedelta(0)).alarm
     assert alarm is not None and alarm.startswith(f"1 images got no vector of {OTHER}")
+
+
+@on_redis
+def test_of_20_000_rows_none_is_sent_again_while_they_wait_and_all_when_they_are_lost(
+    engine: Engine, app: Celery
+) -> None:
+    """The rules of the fences on real rows, at default limits, under a clock of ours."""
+    with engine.begin() as connection:
+        start = upkeep.database_now(connection)
+        connection.execute(
+            text(
+                "INSERT INTO originals (sha256, bytes, lane, status, generation, dispatched_at) "
+                "SELECT encode(sha256(n::text::bytea), 'hex'), 1, 'interactive', 'processing', 1, :start "
+                "FROM generate_series(1, 20000) n"
+            ),
+            {"start": start},
+        )
+    deadlines = Deadlines(timedelta(seconds=TaskSettings().step_deadline_s))
+
+    def at(seconds: float) -> datetime:
+        return start + timedelta(seconds=seconds)
+
+    def fences_back(queues: Sequence[str], *sent_s: int) -> list[FenceRecord]:
+        return [FenceRecord(1, queue, at(sent), at(sent + 0.2)) for queue in queues for sent in sent_s]
+
+    def sent_again(history: list[FenceRecord], now_s: float) -> int:
+        return send_lost_again(engine, Lane.INTERACTIVE, history, at(now_s), deadlines)
+
+    flowing = [queue for queue in WORK_QUEUES if queue != "embed"]
+    stopped = fences_back(["embed"], -15) + [FenceRecord(2, "embed", at(sent), None) for sent in (15, 45, 105, 225)]
+    for now_s in range(5, 600, 60):
+        assert sent_again(fences_back(flowing, *range(-60, now_s, 5)) + stopped, now_s) == 0
+    flushed = fences_back(WORK_QUEUES, *range(605, 700, 5))
+    assert sent_again(flushed, 685) == 0
+    assert [sent_again(flushed, 695) for _ in range(5)] == [5000, 5000, 5000, 5000, 0]

@@ -129,6 +129,7 @@ def test_the_status_page_shows_every_part():
         "ledger": {"accepted": 0, "ready": 0, "failed": 0, "deleted": 0, "in_flight": 0},
         "dispatcher": {"connected": False, "waiting": 7, "oldest_wait_s": 61.0, "backfills": 5},
         "callbacks": {"pending": 12, "failing": 6, "failed": 8},
+        "store": {"oldest_check_s": 3720.0},
         "models": [{"id": "tiny@0123456789ab", "state": "active", "covered": 3, "total": 4, "dim": 192}],
         "jobs": [
             {"name": "back_up", "started_at": None, "finished_at": "2026-03-02T00:00:05Z", "summary": "9 MB"}
@@ -139,7 +140,16 @@ def test_the_status_page_shows_every_part():
     }
     processes = {"gateway": ProcessState(pid=None, restarts=2, since="2026-03-02T11:59:30+00:00")}
     shown = text_of(rendering.status_page(state, processes, "data/logs", NOW))
-    for part in ("1.2.3", "broker away", "7 to dispatch", "1 min 1 s", "5 to embed again", "3 of 4", "back up"):
+    for part in (
+        "1.2.3",
+        "broker away",
+        "7 to dispatch",
+        "1 min 1 s",
+        "5 to embed again",
+        "1 h 2 min",
+        "3 of 4",
+        "back up",
+    ):
         assert part in shown
     for part in ("11 h 59 min ago", "9 MB", "never", "1 image is missing", "gateway", "down", "30 s", "data/logs"):
         assert part in shown

@@ -9,10 +9,10 @@ import pytest
 
 from darkroom.contracts.base import Lane
 from darkroom.database.upkeep import FenceRecord
-from scheduler.reconciler import BACKFILL_PATH, WORK_QUEUES, due_fences, overdue_before, path_of
+from scheduler.reconciler import BACKFILL_PATH, WORK_QUEUES, Deadlines, due_fences, overdue_before, path_of
 
 START = datetime(2026, 5, 4, 12, tzinfo=UTC)
-DEADLINE = timedelta(seconds=40)
+DEADLINE = Deadlines(timedelta(seconds=40), timedelta(seconds=40))
 NOW_S = 1000
 
 
@@ -175,6 +175,44 @@ def test_one_fence_is_on_its_way_at_most(
     name: str, way: list[tuple[float, float | None]], now_s: float, is_due: bool
 ) -> None:
     assert due_fences(fences("prepare", *way), ["prepare"], at(now_s)) == (["prepare"] if is_due else [])
+
+
+@pytest.mark.parametrize(
+    ("name", "way", "now_s", "empty", "is_due"),
+    [
+        ("gone from empty queues: after 10 s", [(0, None)], 10, {"prepare", "finalize"}, True),
+        ("on its way: not before", [(0, None)], 9, {"prepare", "finalize"}, False),
+        ("it waits in its queue", [(0, None)], 29, {"finalize"}, False),
+        ("it waits on its way back", [(0, None)], 29, {"prepare"}, False),
+        (
+            "gone after a stop of ten minutes",
+            [(0, None), (30, None), (90, None), (210, None), (450, None)],
+            600,
+            {"prepare", "finalize"},
+            True,
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_fence_that_waits_nowhere_is_lost(
+    name: str, way: list[tuple[float, float | None]], now_s: float, empty: set[str], is_due: bool
+) -> None:
+    found = due_fences(fences("prepare", *way), ["prepare"], at(now_s), empty=empty)
+    assert found == (["prepare"] if is_due else [])
+
+
+def test_while_nothing_is_late_fences_are_sent_at_every_third_tick() -> None:
+    every = timedelta(seconds=13)
+    sent: list[FenceRecord] = []
+    for now_s in range(0, 61, 5):
+        if due_fences(sent, ["prepare"], at(now_s), every=every):
+            sent.append(FenceRecord(len(sent) + 1, "prepare", at(now_s), at(now_s + 0.1)))
+    assert [one.sent_at for one in sent] == [at(0), at(15), at(30), at(45), at(60)]
+
+
+def test_finalize_has_a_deadline_of_its_own() -> None:
+    deadlines = Deadlines(timedelta(seconds=30), timedelta(seconds=10))
+    assert overdue_before(path_of(Lane.INTERACTIVE), flowing(), at(NOW_S), deadlines) == at(885)
 
 
 @pytest.mark.parametrize(("stop_s", "most"), [(600, 5), (36_000, 11), (86_400, 12)])

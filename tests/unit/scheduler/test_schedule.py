@@ -20,8 +20,8 @@ def is_due(job: PeriodicJob, last: datetime, now: datetime) -> bool:
 @pytest.mark.parametrize(
     ("name", "last", "now", "expected"),
     [
-        ("reconcile", "2026-05-04 12:00:00", "2026-05-04 12:00:14", False),
-        ("reconcile", "2026-05-04 12:00:00", "2026-05-04 12:00:15", True),
+        ("reconcile", "2026-05-04 12:00:00", "2026-05-04 12:00:04", False),
+        ("reconcile", "2026-05-04 12:00:00", "2026-05-04 12:00:05", True),
         ("hint_callbacks", "2026-05-04 12:00:00", "2026-05-04 12:00:14", False),
         ("hint_callbacks", "2026-05-04 12:00:00", "2026-05-04 12:00:15", True),
         ("clean_up", "2026-05-04 12:00:01", "2026-05-04 12:29:59", False),

@@ -61,11 +61,11 @@ def test_a_soft_limit_that_is_not_below_the_hard_one_is_refused_by_name_and_valu
 
 
 @pytest.mark.parametrize(("retries", "chain_s"), [(0, 0), (1, 2), (2, 5), (3, 10)])
-def test_the_deadline_of_a_stage_is_one_hard_limit_and_the_longest_retry_chain(retries: int, chain_s: int) -> None:
+def test_the_deadline_of_a_step_is_its_hard_limit_or_the_longest_retry_chain(retries: int, chain_s: int) -> None:
     settings = TaskSettings(task_soft_limit_s=4, task_hard_limit_s=7, task_max_retries=retries)
 
     assert settings.retry_chain_s == chain_s
-    assert settings.stage_deadline_s == 7 + chain_s
+    assert settings.step_deadline_s == max(7, chain_s)
 
 
 def test_the_recipe_follows_from_the_output_format() -> None:

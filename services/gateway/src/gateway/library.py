@@ -1,5 +1,8 @@
 """What can be asked of the photos and done to them: the calls of both faces, without what is particular to either."""
 
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -8,8 +11,9 @@ from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from darkroom.contracts.base import BlobKey, ThumbnailSize
+from darkroom.contracts.problems import original_missing
 from darkroom.database import callbacks, images, outcomes
-from darkroom.errors import PermanentError
+from darkroom.errors import BlobMissingError, PermanentError
 from gateway.models import (
     Batch,
     BatchWithImages,
@@ -30,6 +34,8 @@ from gateway.models import (
 from gateway.receiving import SyncedFile
 from gateway.search import Found, Search, image_not_found
 from gateway.uploads import Accepted
+
+log = logging.getLogger(__name__)
 
 
 def uploaded(accepted: Accepted) -> Uploaded:
@@ -56,10 +62,29 @@ async def list_images(engine: AsyncEngine, query: ListQuery) -> ImageList:
 
 @dataclass(frozen=True)
 class Rendition:
-    """Where a thumbnail lies, and the name that its content will have for ever."""
+    """Where a thumbnail lies, the name that its content will have for ever, and the image that it is of."""
 
     key: BlobKey
     etag: str
+    image: Row[Any]
+
+
+@asynccontextmanager
+async def mending(engine: AsyncEngine, wake: Callable[[], None], image: Row[Any]) -> AsyncIterator[None]:
+    """Has a finished image's blobs made again when the block finds one missing, and wakes the dispatcher.
+
+    Raises what the block raises, and `original-missing` for an image that has failed: nothing will bring the blob back.
+    """
+    try:
+        yield
+    except BlobMissingError as missing:
+        if image.state == "failed":
+            raise PermanentError(original_missing()) from missing
+        async with engine.begin() as connection:
+            is_begun = await connection.run_sync(outcomes.rebuild, [image.sha256])
+        log.warning("library.blob_missing", extra={"key": missing.key, "is_rebuilt": bool(is_begun)})
+        wake()
+        raise
 
 
 async def find_thumbnail(engine: AsyncEngine, image_id: UUID, size: ThumbnailSize) -> Rendition:
@@ -75,7 +100,7 @@ async def find_thumbnail(engine: AsyncEngine, image_id: UUID, size: ThumbnailSiz
             value=str(image_id),
             remedy="Ask again when its status is ready.",
         )
-    return Rendition(rendition["key"], f"{row.sha256}-{row.recipe}-{size}")
+    return Rendition(rendition["key"], f"{row.sha256}-{row.recipe}-{size}", row)
 
 
 async def delete_image(engine: AsyncEngine, image_id: UUID) -> None:

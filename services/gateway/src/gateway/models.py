@@ -432,6 +432,15 @@ class CallbackStatus(BaseModel):
     failed: int
 
 
+class StoreStatus(BaseModel):
+    """How far behind the rolling check of the blob store is: seconds since the photo was seen whole that waits longest.
+
+    Null when there is no finished photo.
+    """
+
+    oldest_check_s: float | None
+
+
 class SystemStatus(BaseModel):
     """The state of the whole system."""
 
@@ -439,6 +448,7 @@ class SystemStatus(BaseModel):
     ledger: Ledger
     dispatcher: DispatcherStatus
     callbacks: CallbackStatus
+    store: StoreStatus
     models: list[Model]
     jobs: list[Job]
     traces: TraceStoreStatus | None = Field(description="Null where this gateway keeps no traces.")

@@ -83,8 +83,8 @@ def blob_missing() -> Problem:
         "blob-missing",
         "A picture is missing from the store",
         503,
-        "The row says that this picture is there, and the blob store does not have it.",
-        remedy="Try again; if it stays so, restore the blob store, or upload the photo again.",
+        "The row says that this picture is there, and the blob store does not have it. It is being made again.",
+        remedy="Ask again after the seconds in Retry-After. When the photo itself is gone, it fails: upload it again.",
     )
 
 

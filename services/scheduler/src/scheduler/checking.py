@@ -87,14 +87,12 @@ def check_blobs(engine: Engine, store: BlobStore, photos: int) -> JobReport:
     return JobReport(summary=summary)
 
 
-def require_lost(engine: Engine, store: BlobStore, sha256: Sha256) -> None:
-    """Returns when an original's bytes are gone and the store is otherwise there.
-
-    A worker says so of one photo; it may have looked into a folder that nothing is mounted on. Raises `TransientError`.
-    """
+def is_lost(engine: Engine, store: BlobStore, sha256: Sha256) -> bool:
+    """Whether an original's bytes are gone from the store. Raises `StoreAwayError` when the rest seems gone too."""
     if store.exists(original_key(sha256)):
-        raise TransientError(f"the original {sha256} is in the store after all")
+        return False
     require_store(engine, store, sha256)
+    return True
 
 
 def require_store(engine: Engine, store: BlobStore, lost: Sha256) -> None:

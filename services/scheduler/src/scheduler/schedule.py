@@ -39,7 +39,8 @@ def job_name(contract: TaskContract[Nothing, JobReport]) -> str:
     return contract.name.rpartition(".")[2]
 
 
-RECONCILE_EVERY_S = 15
+RECONCILE_EVERY_S = 5
+"""A loss is found after up to four of these and three deadlines: 90 s by default."""
 CHECK_BLOBS_EVERY_S = 30
 HINT_CALLBACKS_EVERY_S = 15
 """How late a callback can be whose hint was lost, and how exactly its next attempt is on time."""

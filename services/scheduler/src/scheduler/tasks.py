@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
 
 from celery import Celery
@@ -25,6 +25,7 @@ from darkroom.contracts.messages import (
     Nothing,
     RecordEmbedding,
     RecordFailure,
+    RecordLoss,
     RegisterModel,
     Verdict,
 )
@@ -56,7 +57,7 @@ class Resources:
     publisher: Celery
     """An application that is bound to fail fast when the broker hangs."""
     database_url: str
-    stage_deadline: timedelta
+    deadlines: reconciler.Deadlines
     settings: SchedulerSettings
 
 
@@ -79,13 +80,28 @@ class Finishing:
 
     def record_failure(self, message: RecordFailure, delivery: Delivery) -> Nothing:
         """Fails an original for a cause, unless a newer dispatch is under way or it is finished."""
-        if message.problem.type == original_missing().type:
-            checking.require_lost(self._engine, self._store, message.sha256)
         with self._engine.begin() as connection:
             is_changed = outcomes.mark_failed(connection, message.sha256, message.generation, message.problem)
         if is_changed:
             log.info("finalize.failed", extra={"sha256": message.sha256, "problem": message.problem.slug})
             notify(self._engine, EVENTS)
+        return Nothing()
+
+    def record_loss(self, message: RecordLoss, delivery: Delivery) -> Nothing:
+        """Has an original dispatched again whose step gave up, unless a newer dispatch is under way or it is done.
+
+        One whose bytes are gone fails: no further try would find them.
+        """
+        if checking.is_lost(self._engine, self._store, message.sha256):
+            work = {"sha256": message.sha256, "generation": message.generation, "lane": message.lane}
+            return self.record_failure(RecordFailure(**work, problem=original_missing()), delivery)
+        with self._engine.begin() as connection:
+            is_current = upkeep.is_generation(connection, message.sha256, message.generation)
+            now = upkeep.database_now(connection)
+            sent = outcomes.send_again(connection, [message.sha256], now, reconciler.BACKOFF_S) if is_current else 0
+        if sent:
+            log.warning("finalize.lost", extra={"sha256": message.sha256, "cause": message.cause})
+            notify(self._engine, DISPATCH)
         return Nothing()
 
     def record_embedding(self, message: RecordEmbedding, delivery: Delivery) -> Nothing:
@@ -130,6 +146,7 @@ def register_finishing(app: Celery, finishing: Finishing) -> None:
     """Binds the finalize worker's tasks."""
     bind(app, contracts.FINALIZE, with_database(finishing.finalize))
     bind(app, contracts.RECORD_FAILURE, with_database(finishing.record_failure))
+    bind(app, contracts.RECORD_LOSS, with_database(finishing.record_loss))
     bind(app, contracts.RECORD_EMBEDDING, with_database(finishing.record_embedding))
     bind(app, contracts.REGISTER_MODEL, with_database(finishing.register_model))
     bind(app, contracts.RETURN_FENCE, with_database(finishing.return_fence))
@@ -148,7 +165,7 @@ def register_jobs(app: Celery, resources: Callable[[], Resources]) -> None:
 
     # Not tried again: the next tick comes sooner.
     limits = {"max_retries": 0, "soft_time_limit": RECONCILE_LIMIT_S - 5, "time_limit": RECONCILE_LIMIT_S}
-    add(contracts.RECONCILE, lambda it: reconciler.reconcile(it.engine, it.publisher, it.stage_deadline), **limits)
+    add(contracts.RECONCILE, lambda it: reconciler.reconcile(it.engine, it.publisher, it.deadlines), **limits)
     add(contracts.CHECK_BLOBS, lambda it: checking.check_blobs(it.engine, it.store, _photos_to_check(it.settings)))
     add(contracts.CLEAN_UP, lambda it: retention.clean_up(it.engine, it.store, it.settings, time.time()))
     add(

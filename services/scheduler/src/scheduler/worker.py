@@ -22,13 +22,11 @@ from darkroom.settings import (
     BrokerSettings,
     DatabaseSettings,
     LogSettings,
-    MetricsSettings,
     StorageSettings,
     TaskSettings,
     WorkerSettings,
 )
 from darkroom.storage import open_blob_store
-from darkroom.telemetry import exposition, metrics
 from darkroom.topology import Node, queues_of
 from darkroom.tries import TriesMarkers
 from darkroom.worker import WorkerOptions, add_worker_arguments, run_worker, with_arguments
@@ -37,6 +35,7 @@ from scheduler.callbacks import LEASE_MARGIN_S, TURN_S, Delivering, RetryPolicy
 from scheduler.commands import add_commands
 from scheduler.dead_letters import DeadLetters, add_dead_letters
 from scheduler.posting import Poster
+from scheduler.reconciler import Deadlines
 from scheduler.schedule import JOBS
 from scheduler.settings import CallbackSettings, SchedulerSettings
 from scheduler.signing import read_keys
@@ -122,7 +121,7 @@ def open_resources(broker: BrokerSettings, tasks: TaskSettings) -> Resources:
         store=open_blob_store(StorageSettings().blob_url),
         publisher=create_publisher(broker, tasks),
         database_url=database.database_url.get_secret_value(),
-        stage_deadline=timedelta(seconds=tasks.stage_deadline_s),
+        deadlines=Deadlines(timedelta(seconds=tasks.step_deadline_s)),
         settings=SchedulerSettings(),
     )
 
@@ -173,7 +172,6 @@ def run_callbacks(arguments: argparse.Namespace) -> None:
 
 def run_beat_process(_: argparse.Namespace) -> None:
     """Sends the periodic jobs, or stands by, until a signal."""
-    exposition.serve(metrics.BEAT, MetricsSettings())
     app = create_publisher(BrokerSettings(), TaskSettings())
     run_beat(app, sync_engine(DatabaseSettings()), WorkerSettings().heartbeat_file)
 

@@ -72,6 +72,12 @@ class RecordFailure(Work):
     problem: Problem
 
 
+class RecordLoss(Work):
+    """A step has used up its tries without the photo being at fault: it is to be dispatched again."""
+
+    cause: str = Field(max_length=500)
+
+
 class RecordEmbedding(Message):
     """A vector made later, by a backfill for a new model. Called with the `Embedded` before it."""
 

@@ -38,6 +38,7 @@ EMBED_PICTURE = TaskContract("embedder.embed_picture", "embed.query", m.EmbedPic
 
 FINALIZE = TaskContract("scheduler.finalize", "finalize", m.Finalize, m.Nothing)
 RECORD_FAILURE = TaskContract("scheduler.record_failure", "finalize", m.RecordFailure, m.Nothing)
+RECORD_LOSS = TaskContract("scheduler.record_loss", "finalize", m.RecordLoss, m.Nothing)
 RECORD_EMBEDDING = TaskContract("scheduler.record_embedding", "finalize", m.RecordEmbedding, m.Nothing)
 REGISTER_MODEL = TaskContract("scheduler.register_model", "finalize", m.RegisterModel, m.Nothing)
 RETURN_FENCE = TaskContract("scheduler.return_fence", "finalize", m.Fence, m.Nothing)
@@ -67,6 +68,7 @@ ALL: tuple[TaskContract, ...] = (  # type: ignore[type-arg]
     EMBED_PICTURE,
     FINALIZE,
     RECORD_FAILURE,
+    RECORD_LOSS,
     RECORD_EMBEDDING,
     REGISTER_MODEL,
     RETURN_FENCE,

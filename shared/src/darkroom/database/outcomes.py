@@ -161,7 +161,8 @@ def send_again(connection: Connection, shas: Sequence[Sha256], dispatched_before
     """Clears the dispatch stamp of originals that were lost by the infrastructure; returns how many.
 
     Only those still unfinished and not dispatched anew since are touched. They wait 0 s the first time, then
-    `backoff_s`, twice that and so on up to an hour; there is no cap on how often.
+    `backoff_s`, twice that and so on up to a minute, so that no storm of losses delays its end by more; there is no cap
+    on how often.
     """
     statement = text(
         """
@@ -171,7 +172,7 @@ def send_again(connection: Connection, shas: Sequence[Sha256], dispatched_before
             ORDER BY sha256 FOR UPDATE
         )
         UPDATE originals SET dispatched_at = NULL, lease_until = NULL, losses = losses + 1, not_before = now()
-            + make_interval(secs => CASE losses WHEN 0 THEN 0 ELSE least(3600, :backoff_s * 2 ^ (losses - 1)) END)
+            + make_interval(secs => CASE losses WHEN 0 THEN 0 ELSE least(60, :backoff_s * 2 ^ (losses - 1)) END)
         FROM lost WHERE originals.sha256 = lost.sha256
         """
     )

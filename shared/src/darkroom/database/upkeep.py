@@ -171,6 +171,14 @@ def thin_fences(connection: Connection, before: datetime, keep_every_s: int) -> 
     return connection.execute(statement, {"before": before, "every": keep_every_s}).rowcount
 
 
+def has_unfinished(connection: Connection, dispatched_before: datetime) -> bool:
+    """Whether any original is unfinished that was dispatched before that moment."""
+    statement = select(originals.c.sha256).where(
+        originals.c.status.in_(["accepted", "processing"]), originals.c.dispatched_at < dispatched_before
+    )
+    return connection.scalar(statement.limit(1)) is not None
+
+
 def overdue_originals(connection: Connection, lane: Lane, dispatched_before: datetime, limit: int) -> list[Sha256]:
     """Unfinished originals of a lane that were dispatched before that moment, oldest first."""
     return list(

@@ -15,7 +15,7 @@ from gateway.rest.blobs import Blob, serve
 from gateway.rest.dependencies import FromGateway
 from gateway.rest.problems import answers_with
 from gateway.traces import continue_trace
-from gateway.uploads import accept_form, check_idempotency_key, read_options, refusals_counted
+from gateway.uploads import accept_form, check_idempotency_key, read_options
 
 router = APIRouter(prefix="/v1", tags=["images"])
 
@@ -47,7 +47,7 @@ _PICTURE: dict[int | str, dict[str, Any]] = {
     206: {"description": "The asked range of it", "content": {"image/*": {}}},
     304: {"description": "The client has it already"},
     307: {"description": "Where the object store itself serves it, by DARKROOM_DIRECT_DOWNLOAD_S"},
-    **answers_with(404, 416),
+    **answers_with(404, 410, 416),
 }
 
 
@@ -62,19 +62,18 @@ async def upload(
     tracestate: Annotated[str | None, Header()] = None,
 ) -> Uploaded:
     """Takes pictures: all of them or, when one is refused, none. The answer means that they cannot be lost."""
-    with refusals_counted():
-        if idempotency_key is not None:
-            check_idempotency_key(idempotency_key)
-        limits = FormLimits(gateway.settings.max_upload_files, gateway.settings.max_upload_bytes)
-        body, content_type = request.stream(), request.headers.get("content-type")
-        async with received_form(body, content_type, gateway.store, limits) as form:
-            accepted = await accept_form(
-                gateway.engine,
-                form,
-                read_options(form.fields, gateway.settings.outbound_policy),
-                continue_trace(traceparent, tracestate, secrets.randbits),
-                idempotency_key,
-            )
+    if idempotency_key is not None:
+        check_idempotency_key(idempotency_key)
+    limits = FormLimits(gateway.settings.max_upload_files, gateway.settings.max_upload_bytes)
+    body, content_type = request.stream(), request.headers.get("content-type")
+    async with received_form(body, content_type, gateway.store, limits) as form:
+        accepted = await accept_form(
+            gateway.engine,
+            form,
+            read_options(form.fields, gateway.settings.outbound_policy),
+            continue_trace(traceparent, tracestate, secrets.randbits),
+            idempotency_key,
+        )
     gateway.wake()
     return library.uploaded(accepted)
 
@@ -97,7 +96,8 @@ async def original(request: Request, gateway: FromGateway, image_id: UUID) -> Re
     """The bytes that were uploaded, to save as a file."""
     row = await library.find_image(gateway.engine, image_id)
     blob = Blob(original_key(row.sha256), row.sha256, is_download=True, filename=row.filename)
-    return await serve(request, gateway.store, blob, gateway.settings.direct_download_s)
+    async with library.mending(gateway.engine, gateway.wake, row):
+        return await serve(request, gateway.store, blob, gateway.settings.direct_download_s)
 
 
 @router.head("/images/{image_id}/thumbnails/{size}", include_in_schema=False)
@@ -105,7 +105,8 @@ async def original(request: Request, gateway: FromGateway, image_id: UUID) -> Re
 async def thumbnail(request: Request, gateway: FromGateway, image_id: UUID, size: ThumbnailSize) -> Response:
     """A rendition of a ready image."""
     found = await library.find_thumbnail(gateway.engine, image_id, size)
-    return await serve(request, gateway.store, Blob(found.key, found.etag), gateway.settings.direct_download_s)
+    async with library.mending(gateway.engine, gateway.wake, found.image):
+        return await serve(request, gateway.store, Blob(found.key, found.etag), gateway.settings.direct_download_s)
 
 
 @router.delete("/images/{image_id}", status_code=204, responses=answers_with(404))

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
-from darkroom.database import callbacks, dispatch, images, upkeep, vectors
+from darkroom.database import callbacks, dispatch, images, recovery, upkeep, vectors
 from darkroom.storage import BlobStore
 from gateway import library
 from gateway.bootstrap import Gateway
@@ -27,6 +27,7 @@ from gateway.models import (
     Readiness,
     Report,
     Reports,
+    StoreStatus,
     SystemStatus,
     Task,
 )
@@ -82,6 +83,7 @@ async def status(gateway: FromGateway) -> SystemStatus:
         counts = await connection.run_sync(images.read_ledger)
         backlog = await connection.run_sync(dispatch.backlog)
         models = await connection.run_sync(vectors.all_models)
+        oldest_check_s = await connection.run_sync(recovery.oldest_check_s)
         jobs = await connection.run_sync(upkeep.all_jobs)
         called = await connection.run_sync(callbacks.count_callbacks)
     return SystemStatus(
@@ -95,6 +97,7 @@ async def status(gateway: FromGateway) -> SystemStatus:
             backfills=backlog.backfills,
         ),
         callbacks=CallbackStatus.model_validate(called),
+        store=StoreStatus(oldest_check_s=oldest_check_s),
         models=[Model.model_validate(row) for row in models],
         jobs=[Job.model_validate(row) for row in jobs],
         traces=TraceStoreStatus.model_validate(gateway.traces.counters()) if gateway.traces else None,
