@@ -4,6 +4,7 @@ The services are started as commands and configured by their environment alone: 
 """
 
 import base64
+import json
 import os
 import re
 import secrets
@@ -22,7 +23,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from darkroom_cli.servers import PostgresServer, RabbitServer, RedisServer, ServerError
-from darkroom_cli.servers.ports import LOOPBACK, is_free
+from darkroom_cli.servers.ports import LOOPBACK, is_free, reserve_port
 from darkroom_cli.servers.server import write_private
 from darkroom_cli.supervisor import Supervisor, read_states
 
@@ -177,6 +178,18 @@ def shell_environment(endpoints: Endpoints) -> str:
     return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in values.items())
 
 
+def targets_file(options: LocalOptions) -> Path:
+    """The file from which Prometheus finds every service (`file_sd_configs`), and a person each `/metrics`."""
+    return options.data_dir.absolute() / "run" / "prometheus-targets.json"
+
+
+def scrape_targets(options: LocalOptions, metrics_ports: Mapping[str, int]) -> str:
+    """Where each service answers to a scrape, as Prometheus reads it."""
+    ports = {"gateway": options.http_port, **metrics_ports}
+    targets = [{"targets": [f"{LOOPBACK}:{port}"], "labels": {"service": name}} for name, port in ports.items()]
+    return json.dumps(targets, indent=1) + "\n"
+
+
 @contextmanager
 def running(options: LocalOptions, steps: Steps) -> Iterator[Supervisor]:
     """Everything runs inside the block, ready to take a photo through; nothing is left of it afterwards.
@@ -192,10 +205,15 @@ def running(options: LocalOptions, steps: Steps) -> Iterator[Supervisor]:
         with steps.step("preparing the database", "database is up to date"):
             _migrate(options, endpoints, supervisor.log_path("migrate"))
         write_private(environment_file(options), shell_environment(endpoints))
+        metrics_ports = {service.name: reserve_port() for service in SERVICES if service.name != "gateway"}
+        write_private(targets_file(options), scrape_targets(options, metrics_ports))
         with steps.step("starting the services", f"{len(SERVICES)} services started"):
             for service in SERVICES:
                 heartbeat_file(options, service).unlink(missing_ok=True)
                 environment = service_environment(service, options, endpoints, os.environ)
+                if service.name in metrics_ports:
+                    port = str(metrics_ports[service.name])
+                    environment |= {"DARKROOM_METRICS_HOST": LOOPBACK, "DARKROOM_METRICS_PORT": port}
                 supervisor.run(
                     service.name,
                     _argv(service.command),

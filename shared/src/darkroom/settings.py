@@ -184,6 +184,15 @@ class WorkerSettings(Settings):
     """Touched by the worker's loop every 2 s; a health check reads its age."""
 
 
+class MetricsSettings(Settings):
+    """Where a worker or beat serves its metrics; the gateway does at `/metrics` of its HTTP port."""
+
+    metrics_host: str = "127.0.0.1"
+    """Loopback: they say how much is going on."""
+    metrics_port: int | None = Field(None, ge=0, le=65_535)
+    """0: any free port, the log says which. None: no metrics, and nothing is measured."""
+
+
 class TracingSettings(BaseSettings):
     """Of OpenTelemetry's own variables those that Darkroom looks at itself; its SDK reads all of them."""
 

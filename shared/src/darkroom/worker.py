@@ -27,8 +27,9 @@ from darkroom.celery_app import await_no_results, ensure_topology
 from darkroom.control import correct_commands
 from darkroom.errors import ConfigurationError
 from darkroom.presence import announce_presence
-from darkroom.settings import TracingSettings
-from darkroom.telemetry import tracing
+from darkroom.settings import MetricsSettings, TracingSettings
+from darkroom.telemetry import exposition, metrics, tracing
+from darkroom.telemetry.measuring import measure_worker
 from darkroom.telemetry.processing import trace_tasks
 from darkroom.topology import Node, queues_of
 
@@ -146,6 +147,8 @@ def run_worker(
     if options.pool == "prefork":
         worker_before_create_process.connect(_share_memory, weak=False)
     announce_presence(app, options.node, options.pool)
+    if exposition.serve(metrics.WORKER, MetricsSettings()) is not None:
+        measure_worker(app)
     _trace(app, options)
     if not app.conf.darkroom_declare:
         app.conf.worker_consumer = UndeclaringConsumer

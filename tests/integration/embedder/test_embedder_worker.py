@@ -24,11 +24,11 @@ from PIL import Image
 from redis import Redis
 
 from darkroom import topology
-from darkroom.celery_app import create_app, declare_topology, request
+from darkroom.celery_app import await_no_results, create_app, declare_topology, request
 from darkroom.contracts.base import Lane
 from darkroom.contracts.keys import embedding_key
-from darkroom.contracts.messages import Embed, EmbedPicture, EmbedText, Fence, ModelReference
-from darkroom.contracts.tasks import EMBED, EMBED_PICTURE, EMBED_TEXT, FENCE, RECORD_FAILURE, REGISTER_MODEL
+from darkroom.contracts.messages import Embed, EmbedPicture, EmbedText, ModelReference, Probe, ProbeKind
+from darkroom.contracts.tasks import EMBED, EMBED_PICTURE, EMBED_TEXT, PROBE, RECORD_FAILURE, REGISTER_MODEL
 from darkroom.settings import BrokerSettings, ModelSettings, TaskSettings
 from darkroom.storage import BlobStore, open_blob_store
 from darkroom_cli.servers import ChildProcess
@@ -98,7 +98,7 @@ def start_worker(spawn, tmp_path):
 @pytest.fixture
 def client(broker_url: str, redis_url: str) -> Celery:
     app = create_app("client", BrokerSettings(broker_url=broker_url, result_url=redis_url), TaskSettings())
-    app.backend.on_task_call = lambda *_: None  # states are asked for, so no subscription outlives the test's Redis
+    await_no_results(app)  # states are asked for, so that no subscription outlives the test's Redis
     with Connection(broker_url) as connection:
         declare_topology(connection)
     return app
@@ -188,7 +188,7 @@ def test_chords_are_all_joined_and_photos_computed_together(start_worker, client
     joins = [
         chord(
             [embed(client, 2 * number, Lane.INTERACTIVE), embed(client, 2 * number + 1, Lane.BULK)],
-            request(client, FENCE, Fence(number=number + 1, queue="embed"), queue="embed", takes_result=True),
+            request(client, PROBE, Probe(kind=ProbeKind.ADD, queue="embed"), queue="embed", takes_result=True),
             app=client,
         ).apply_async()
         for number in range(300)
@@ -197,7 +197,8 @@ def test_chords_are_all_joined_and_photos_computed_together(start_worker, client
     all_succeed(joins, within_s=200)
     assert all(store.exists(embedding_key(bundled.id, sha(number))) for number in range(600))
     batches = worker.events("embedder.batch")
-    assert sum(batch["size"] for batch in batches) == 600
+    # More where Redis hands out again, after 8 s here, what a busy machine still holds.
+    assert sum(batch["size"] for batch in batches) >= 600
     assert max(batch["size"] for batch in batches) == 16
     assert any(batch["interactive"] and batch["bulk"] for batch in batches)
     # Fewer passes through the model than a quarter of one for each photo.
@@ -246,10 +247,9 @@ def test_an_error_fails_only_its_own_photo(start_worker, client, store, broker_u
     put_proxy(store, 102)
     all_succeed([*innocent, late])
     soon(lambda: {each.state for each in (damaged, red, invalid, nothing)} == {"FAILURE"})
-    failures = [message for name, message in tasks_in(broker_url, "finalize") if name == RECORD_FAILURE.name]
-    assert [(each["sha256"], each["problem"]["type"].rpartition("/")[2]) for each in failures] == [
-        (sha(100), "proxy-undecodable")
-    ]
+    # The proxy is our own copy: no photo fails for it.
+    assert not [message for name, message in tasks_in(broker_url, "finalize") if name == RECORD_FAILURE.name]
+    assert not store.exists(proxy_of(100))
 
 
 @on_rabbitmq

@@ -18,9 +18,8 @@ from kombu import Connection, Producer
 from darkroom import topology
 from darkroom.celery_app import PUBLISH_OPTIONS, create_app, request
 from darkroom.contracts import keys
-from darkroom.contracts.base import OutputFormat
-from darkroom.contracts.messages import Fence, Prepare
-from darkroom.contracts.tasks import FENCE, PREPARE
+from darkroom.contracts.messages import Fence, PrepareQuery
+from darkroom.contracts.tasks import FENCE, PREPARE_QUERY
 from darkroom.settings import BrokerSettings, TaskSettings
 from darkroom.storage import open_blob_store
 from darkroom.topology import Node, queues_of
@@ -28,7 +27,6 @@ from darkroom_cli.samples import SAMPLES, write_samples
 from darkroom_cli.servers import ChildProcess, RabbitServer, reserve_port
 from scheduler.broker_users import DELAYED, USERS, definitions
 
-RECIPE = keys.Recipe.current(OutputFormat.WEBP)
 VHOST = "users"
 WORKERS = {
     "thumbnailer": (*queues_of(Node.THUMBNAILER), *queues_of(Node.THUMBNAILER_BULK)),
@@ -152,22 +150,22 @@ def test_a_message_with_a_countdown_comes_back_to_its_queue(
 
 
 @pytest.mark.parametrize("broker_url", ["redis"], indirect=True)  # every service is given another
-def test_a_photo_that_is_not_there_yet_is_tried_again_by_a_worker_that_may_declare_nothing(
+def test_a_picture_that_is_not_there_yet_is_tried_again_by_a_worker_that_may_declare_nothing(
     url_of: Callable[[str], str], redis_url: str, blob_url: str, tmp_path: Path, spawn: Callable[..., ChildProcess]
 ) -> None:
-    original = write_samples(tmp_path / "samples", SAMPLES[2:3])[0].read_bytes()
-    sha256, store = "ab" * 32, open_blob_store(blob_url)
+    picture = write_samples(tmp_path / "samples", SAMPLES[2:3])[0].read_bytes()
+    store = open_blob_store(blob_url)
     settings = {"DARKROOM_BROKER_DECLARE": "false", "DARKROOM_WORKER_CONCURRENCY": "1"}
     spawn("darkroom-thumbnailer", **settings, DARKROOM_BROKER_URL=url_of("thumbnailer"))
     app = application("gateway", url_of("gateway"), redis_url)
-    prepare = Prepare(sha256=sha256, generation=1, lane="interactive", recipe=RECIPE)
-    tried = request(app, PREPARE, prepare).apply_async(**PUBLISH_OPTIONS)
+    query = PrepareQuery(source=keys.query_key("1", "source"), proxy=keys.query_key("1", "proxy.jpg"))
+    tried = request(app, PREPARE_QUERY, query).apply_async(**PUBLISH_OPTIONS)
     eventually(lambda: tried.state == "RETRY", within_s=90)
 
-    store.put(keys.original_key(sha256), original)
+    store.put(query.source, picture)
 
     eventually(lambda: tried.state == "SUCCESS", within_s=60)
-    assert store.exists(keys.prepared_key(sha256, RECIPE))
+    assert store.exists(query.proxy)
 
 
 @pytest.mark.parametrize("broker_url", ["redis"], indirect=True)

@@ -14,7 +14,7 @@ from darkroom.celery_app import Delivery, bound_publishing, create_app
 from darkroom.contracts import keys
 from darkroom.contracts.base import Lane
 from darkroom.contracts.events import ImagePrepared
-from darkroom.contracts.messages import Prepare, PrepareQuery, Thumbnails
+from darkroom.contracts.messages import Prepare, PreparedManifest, PrepareQuery, Thumbnails
 from darkroom.errors import BlobMissingError, PermanentError, TransientError
 from darkroom.settings import BrokerSettings, TaskSettings
 from darkroom.storage import FileStore
@@ -102,6 +102,24 @@ def test_the_same_in_a_search_picture_is_its_answer(photo: Photo, monkeypatch: p
 def test_a_missing_blob_is_not_the_picture_s_fault(photo: Photo) -> None:
     with pytest.raises(BlobMissingError):
         photo.thumbnails(THUMBNAILS, DELIVERY)
+
+
+@pytest.mark.parametrize("size", ["large", "proxy"])
+def test_a_damaged_rendition_is_not_the_picture_s_fault_and_is_made_again(
+    photo: Photo, store: FileStore, size: str
+) -> None:
+    photo.prepare(PREPARE, DELIVERY)
+    manifest = PreparedManifest.model_validate_json(store.get(keys.prepared_key(SHA256, RECIPE)))
+    key = getattr(manifest, size).key
+    whole = store.get(key)
+    store.put(key, bytes(len(whole)))  # as long as it must be: only decoding it tells
+
+    with pytest.raises(TransientError, match="damaged"):
+        photo.thumbnails(THUMBNAILS, DELIVERY)
+    photo.prepare(PREPARE, DELIVERY)
+
+    assert store.get(key) == whole
+    photo.thumbnails(THUMBNAILS, DELIVERY)
 
 
 def test_a_photo_without_its_original_is_not_prepared_even_when_its_pictures_are_there(

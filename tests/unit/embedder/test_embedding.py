@@ -171,10 +171,24 @@ def test_an_error_hits_only_its_own_photo(embedding, store, tries):
     assert isinstance(good, Embedded)
     assert isinstance(last, Embedded)
     assert isinstance(missing, BlobMissingError)
-    assert undecodable.problem.slug == "proxy-undecodable"
+    assert isinstance(undecodable, TransientError)
     assert isinstance(red, TransientError)
     assert black.problem.slug == "not-embeddable"
     assert tries.counts == {}
+
+
+def test_a_damaged_proxy_is_removed_so_that_the_photo_is_prepared_again(embedding, store):
+    job = photo(store, "a")
+    whole = store.get(job.message.proxy)
+    store.put(job.message.proxy, whole[: len(whole) // 2])
+    assert isinstance(embedding.run([job])[0], TransientError)
+    assert not store.exists(job.message.proxy)
+
+
+def test_a_damaged_picture_of_a_search_is_its_own_fault(embedding, store):
+    store.put("queries/1/proxy.jpg", b"no picture")
+    [outcome] = embedding.run([Job("1", EmbedPicture(proxy="queries/1/proxy.jpg", model=OWN))])
+    assert outcome.problem.slug == "proxy-undecodable"
 
 
 def test_a_store_that_cannot_be_written_is_each_photos_operating_system_error(embedding, store, monkeypatch):

@@ -42,6 +42,10 @@ class Job:
     message: Embed | EmbedText | EmbedPicture
 
 
+class DamagedProxyError(TransientError):
+    """A photo's proxy cannot be decoded. It was removed, so that the photo is prepared again from its original."""
+
+
 class ModelBroken(Exception):  # noqa: N818 (a state of the process, not of a request)
     """The model fails on a picture that cannot be at fault: only a new process helps."""
 
@@ -166,7 +170,15 @@ class Embedding:
         if isinstance(job.message, EmbedText):
             raise TypeError(f"{job.message!r} has no picture")
         try:
-            return model.preprocessing.pixels(self._store.get(job.message.proxy))
+            data = self._store.get(job.message.proxy)
+            try:
+                return model.preprocessing.pixels(data)
+            except PermanentError as error:
+                if isinstance(job.message, EmbedPicture):
+                    raise
+                # What is damaged is our copy, not the photo: without it, the next dispatch prepares another.
+                self._store.delete(job.message.proxy)
+                raise DamagedProxyError(str(error)) from error
         except (DarkroomError, OSError) as error:
             return error
 

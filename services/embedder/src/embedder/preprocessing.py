@@ -69,7 +69,7 @@ class Preprocessing:
                 422,
                 f"The proxy of {len(proxy)} bytes cannot be decoded: {error}.",
                 value=len(proxy),
-                remedy="Retry the image: it is prepared again from the original.",
+                remedy="Send the picture that you search by again.",
             ) from error
         height, width = self.size
         if self.shortest_side is None:

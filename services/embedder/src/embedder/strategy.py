@@ -27,6 +27,7 @@ from pydantic import ValidationError
 from darkroom.contracts.base import Lane
 from darkroom.contracts.messages import Embed, FenceAnswer
 from darkroom.contracts.tasks import FENCE, TaskContract
+from darkroom.telemetry import measuring, metrics
 from embedder.batching import Buffer, Kind
 from embedder.embedding import Job, Outcome
 
@@ -162,6 +163,8 @@ class MicroBatches:
             self._alarm = self._consumer.timer.call_after(wait_s, wake)
 
     def _begin(self, batch: list[Held]) -> None:
+        for held in batch:
+            measuring.begin(held.request)
         future = self._model_thread.submit(self._compute, [held.job for held in batch])
         self._running = _Running(batch, future, time.monotonic())
         future.add_done_callback(lambda _: self._bell.ring())
@@ -191,6 +194,9 @@ class MicroBatches:
     def _end(self, running: "_Running") -> None:
         batch, seconds = running.batch, time.monotonic() - running.begun_s
         kinds = {kind.value: sum(held.kind is kind for held in batch) for kind in Kind}
+        kind = "query" if batch[0].kind is Kind.QUERY else "photos"
+        metrics.BATCH_SIZE.labels(kind).observe(len(batch))
+        metrics.BATCH_DURATION.labels(kind).observe(seconds)
         log.info("embedder.batch", extra={"size": len(batch), "seconds": round(seconds, 4), **kinds})
         if error := running.future.exception():
             # Not one request's fault. A new process gets them all again, from the broker.

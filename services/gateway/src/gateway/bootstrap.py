@@ -21,6 +21,7 @@ from gateway.dead_letters import DeadLetters
 from gateway.dispatcher import CHANNEL as DISPATCH_CHANNEL
 from gateway.dispatcher import Dispatcher
 from gateway.events import EventHub, PostgresEvents
+from gateway.figures import SystemFigures
 from gateway.notifications import Bell, Bells, listen
 from gateway.probes import Probes
 from gateway.queues import BrokerDepths, QueueView
@@ -51,6 +52,7 @@ class Gateway:
     events: EventHub
     dead_letters: DeadLetters
     queues: QueueView
+    figures: SystemFigures
     traces: TraceStore | None
     """None where this gateway keeps no traces."""
 
@@ -138,6 +140,7 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Gateway]:
             events=hub,
             dead_letters=letters,
             queues=queues,
+            figures=SystemFigures(engine, queues, results, traces),
             traces=traces,
         )
     finally:

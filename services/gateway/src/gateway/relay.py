@@ -14,6 +14,7 @@ from darkroom import topology
 from darkroom.celery_app import PUBLISH_OPTIONS
 from darkroom.contracts.events import Event
 from darkroom.database import callbacks, events
+from darkroom.telemetry import metrics
 from darkroom.workflow import callback_hint
 from gateway.broker import BrokerLink
 
@@ -67,6 +68,7 @@ class Relay:
                     producer = Producer(broker, auto_declare=False)
                     for event in waiting:
                         _publish(producer, event)
+                        metrics.EVENTS_PUBLISHED.labels(event.type.value).inc()
                         confirmed.append(event.id)
                     for host in hosts:  # without this they would wait for the job that hints
                         callback_hint(self._link.app, host).apply_async(connection=broker, **PUBLISH_OPTIONS)

@@ -4,7 +4,8 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -12,6 +13,7 @@ from uuid import UUID
 from anyio.to_thread import run_sync
 from sqlalchemy import Connection, Row
 from sqlalchemy.ext.asyncio import AsyncEngine
+from starlette.requests import ClientDisconnect
 
 from darkroom.contracts.base import Lane
 from darkroom.contracts.keys import original_key
@@ -19,6 +21,8 @@ from darkroom.database import images, uploads
 from darkroom.errors import PermanentError
 from darkroom.ids import uuid7
 from darkroom.outbound import OutboundPolicy, RefusedTargetError
+from darkroom.telemetry import metrics
+from gateway.problems import client_disconnected, internal_error, problem_of
 from gateway.receiving import ReceivedForm, SyncedFile, invalid_field
 from gateway.traces import TraceContext
 
@@ -115,6 +119,18 @@ def check_idempotency_key(key: str) -> str:
     return key
 
 
+@contextmanager
+def refusals_counted() -> Iterator[None]:
+    """Counts the problem with which an upload is refused in the block, over either face."""
+    try:
+        yield
+    except Exception as error:
+        is_gone = isinstance(error, ClientDisconnect)
+        problem = client_disconnected() if is_gone else problem_of(error) or internal_error()
+        metrics.UPLOADS_REFUSED.labels(problem.slug).inc()
+        raise
+
+
 def fingerprint(form: ReceivedForm, options: UploadOptions) -> str:
     """What makes two requests the same: their files, in order, and everything said about them."""
     described = {
@@ -179,6 +195,8 @@ async def accept_form(
         accepted = await connection.run_sync(_accept, upload, known, idempotency_key, wanted)
         if accepted is not None:
             await connection.commit()
+            metrics.UPLOADS.labels(options.lane.value).inc(len(form.files))
+            metrics.UPLOAD_BYTES.labels(options.lane.value).inc(sum(file.bytes for file in form.files))
             return accepted
         await connection.rollback()
     if idempotency_key is None or not (earlier := await _batch_of_key(engine, idempotency_key, wanted)):

@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from darkroom.celery_app import PUBLISH_OPTIONS, request
 from darkroom.contracts.messages import Nothing
 from darkroom.database import upkeep
+from darkroom.telemetry import metrics
 from scheduler.publishing import fresh_connection
 from scheduler.schedule import JOBS, PeriodicJob
 
@@ -61,6 +62,8 @@ class LeaderScheduler(Scheduler):  # type: ignore[misc]
         except SQLAlchemyError as error:
             log.warning("beat.database_away", extra={"error": str(error)})
             self._resign()
+        metrics.BEAT_LEADING.set(self.is_leading)
+        metrics.BEAT_TICK.set_to_current_time()
         return TICK_S
 
     def close(self) -> None:
@@ -95,6 +98,7 @@ class LeaderScheduler(Scheduler):  # type: ignore[misc]
             # After the publish: dying in between sends a job twice, and every job may run twice.
             sent = self.reserve(entry)
             upkeep.job_scheduled(connection, sent.name, sent.last_run_at)
+            metrics.JOBS_SENT.labels(entry.name).inc()
             log.info("beat.sent", extra={"job": entry.name})
 
     def _publish(self, entry: ScheduleEntry) -> None:

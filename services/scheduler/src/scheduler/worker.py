@@ -22,11 +22,13 @@ from darkroom.settings import (
     BrokerSettings,
     DatabaseSettings,
     LogSettings,
+    MetricsSettings,
     StorageSettings,
     TaskSettings,
     WorkerSettings,
 )
 from darkroom.storage import open_blob_store
+from darkroom.telemetry import exposition, metrics
 from darkroom.topology import Node, queues_of
 from darkroom.tries import TriesMarkers
 from darkroom.worker import WorkerOptions, add_worker_arguments, run_worker, with_arguments
@@ -172,6 +174,7 @@ def run_callbacks(arguments: argparse.Namespace) -> None:
 
 def run_beat_process(_: argparse.Namespace) -> None:
     """Sends the periodic jobs, or stands by, until a signal."""
+    exposition.serve(metrics.BEAT, MetricsSettings())
     app = create_publisher(BrokerSettings(), TaskSettings())
     run_beat(app, sync_engine(DatabaseSettings()), WorkerSettings().heartbeat_file)
 

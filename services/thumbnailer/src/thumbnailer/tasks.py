@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded
 from celery.worker.request import Request
+from PIL import Image
 from pydantic import ValidationError
 
 from darkroom import topology
@@ -33,7 +34,7 @@ from darkroom.contracts.messages import (
     Work,
 )
 from darkroom.contracts.tasks import FENCE, PREPARE, PREPARE_QUERY, THUMBNAILS
-from darkroom.errors import BlobMissingError, PermanentError
+from darkroom.errors import BlobMissingError, DarkroomError, PermanentError, TransientError
 from darkroom.fences import answered
 from darkroom.storage import BlobStore
 from darkroom.tries import TriesMarkers
@@ -44,6 +45,10 @@ from thumbnailer.problems import ran_out_of_memory, took_too_long, unforeseen
 log = logging.getLogger(__name__)
 
 ManifestT = TypeVar("ManifestT", bound=Message)
+
+
+class DamagedRenditionError(TransientError):
+    """A picture that we rendered cannot be decoded. It will be rendered again from the original."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ class Photo:
         large_key = keys.thumbnail_key(message.sha256, message.recipe, ThumbnailSize.LARGE)
         large, proxy = self._store.get(large_key), self._store.get(keys.proxy_key(message.sha256, message.recipe))
         with self._tries.guard(delivery.task_id), within_time(self._soft_limit_s):
-            source = rendering.thumbnail_source(proxy, large)
+            source = self._opened(message, proxy, large)
             medium = rendering.render_medium(source, message.recipe.output)
             small = rendering.render_small(source, message.recipe.output)
             palette = tuple(
@@ -135,6 +140,15 @@ class Photo:
         """Answers the known question of the thumbnailer's queues."""
         return answered(delivery.task_id, self._tries, known_answer.answer)
 
+    def _opened(self, message: Thumbnails, proxy: bytes, large: bytes) -> Image.Image:
+        """What `prepare` left; raises `DamagedRenditionError` when it cannot be decoded."""
+        try:
+            return rendering.thumbnail_source(proxy, large)
+        except (OSError, SyntaxError, ValueError) as error:
+            # What is damaged is our copy, not the photo: without a manifest, the next dispatch prepares it again.
+            self._store.delete(keys.prepared_key(message.sha256, message.recipe))
+            raise DamagedRenditionError(f"`large` or the proxy of {message.sha256} is damaged: {error}") from error
+
     def _keep(self, key: BlobKey, rendition: rendering.Rendition) -> Rendition:
         self._store.put(key, rendition.data)
         return Rendition(key=key, width=rendition.width, height=rendition.height, bytes=len(rendition.data))
@@ -164,7 +178,7 @@ def within_time(limit_s: int) -> Iterator[None]:
         yield
     except SoftTimeLimitExceeded as late:
         raise took_too_long(limit_s) from late
-    except PermanentError:
+    except DarkroomError:
         raise
     except MemoryError as error:
         raise ran_out_of_memory() from error

@@ -18,6 +18,7 @@ from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
 from darkroom.contracts.problems import Problem
+from darkroom.telemetry import metrics
 from gateway.errors import RETRY_AFTER_S, InvalidFieldsError, RateLimitedError
 from gateway.problems import internal_error, problem_of
 
@@ -139,8 +140,11 @@ async def _told(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Asy
         status = rpc_status.to_status(rich_status(problem, violations, retry_after_s))
         await context.abort(status.code, status.details, status.trailing_metadata)
     finally:
-        duration_s = round(time.monotonic() - started, 4)
-        log.info("grpc.call", extra={"method": method, "code": code.name, "duration_s": duration_s})
+        duration_s = time.monotonic() - started
+        name = method.rpartition("/")[2]
+        metrics.GRPC_CALLS.labels(name, code.name).inc()
+        metrics.GRPC_DURATION.labels(name).observe(duration_s)
+        log.info("grpc.call", extra={"method": method, "code": code.name, "duration_s": round(duration_s, 4)})
 
 
 async def _gently(work: Awaitable[AnswerT]) -> AnswerT:

@@ -10,11 +10,14 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from darkroom.telemetry.metrics import HTTP_DURATION, HTTP_REQUESTS
 from gateway.bootstrap import Gateway, running
-from gateway.rest import events, images, pages, probes, problems, queues, searches, system, traces
+from gateway.rest import events, images, metrics, pages, probes, problems, queues, searches, system, traces
 from gateway.settings import GatewaySettings
 
 log = logging.getLogger(__name__)
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
 def create_app(
@@ -40,7 +43,7 @@ def create_app(
         redoc_url=None,
     )
     problems.install(app)
-    for module in (images, events, searches, probes, system, queues, traces, pages):
+    for module in (images, events, searches, probes, system, metrics, queues, traces, pages):
         app.include_router(module.router)
     app.add_middleware(RequestLog)
     return app
@@ -58,11 +61,12 @@ class RequestLog:
             await self._app(scope, receive, send)
             return
         started, status = time.monotonic(), 0
+        answered: float | None = None
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answered
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, answered = message["status"], time.monotonic()
                 message["headers"] = [*message["headers"], (b"x-content-type-options", b"nosniff")]
             await send(message)
 
@@ -74,8 +78,17 @@ class RequestLog:
                 raise  # too late for another answer: the connection is cut
             await problems.internal_error()(scope, receive, send_with_headers)
         finally:
+            _count(scope, status, (answered or time.monotonic()) - started)
             # Probes come every second; what they find is in their answers.
-            level = logging.DEBUG if scope["path"] in ("/healthz", "/readyz") else logging.INFO
+            level = logging.DEBUG if scope["path"] in ("/healthz", "/readyz", "/metrics") else logging.INFO
             duration_s = round(time.monotonic() - started, 4)
             fields = {"method": scope["method"], "path": scope["path"], "status": status, "duration_s": duration_s}
             log.log(level, "http.request", extra=fields)
+
+
+def _count(scope: Scope, status: int, duration_s: float) -> None:
+    # What clients make up is not a label: they could fill our memory with it.
+    method = scope["method"] if scope["method"] in METHODS else "other"
+    route = getattr(scope.get("route"), "path", "none")
+    HTTP_REQUESTS.labels(method, route, str(status or "none")).inc()
+    HTTP_DURATION.labels(method, route).observe(duration_s)

@@ -15,7 +15,7 @@ from gateway.rest.blobs import Blob, serve
 from gateway.rest.dependencies import FromGateway
 from gateway.rest.problems import answers_with
 from gateway.traces import continue_trace
-from gateway.uploads import accept_form, check_idempotency_key, read_options
+from gateway.uploads import accept_form, check_idempotency_key, read_options, refusals_counted
 
 router = APIRouter(prefix="/v1", tags=["images"])
 
@@ -62,18 +62,19 @@ async def upload(
     tracestate: Annotated[str | None, Header()] = None,
 ) -> Uploaded:
     """Takes pictures: all of them or, when one is refused, none. The answer means that they cannot be lost."""
-    if idempotency_key is not None:
-        check_idempotency_key(idempotency_key)
-    limits = FormLimits(gateway.settings.max_upload_files, gateway.settings.max_upload_bytes)
-    body, content_type = request.stream(), request.headers.get("content-type")
-    async with received_form(body, content_type, gateway.store, limits) as form:
-        accepted = await accept_form(
-            gateway.engine,
-            form,
-            read_options(form.fields, gateway.settings.outbound_policy),
-            continue_trace(traceparent, tracestate, secrets.randbits),
-            idempotency_key,
-        )
+    with refusals_counted():
+        if idempotency_key is not None:
+            check_idempotency_key(idempotency_key)
+        limits = FormLimits(gateway.settings.max_upload_files, gateway.settings.max_upload_bytes)
+        body, content_type = request.stream(), request.headers.get("content-type")
+        async with received_form(body, content_type, gateway.store, limits) as form:
+            accepted = await accept_form(
+                gateway.engine,
+                form,
+                read_options(form.fields, gateway.settings.outbound_policy),
+                continue_trace(traceparent, tracestate, secrets.randbits),
+                idempotency_key,
+            )
     gateway.wake()
     return library.uploaded(accepted)
 

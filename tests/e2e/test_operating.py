@@ -1,39 +1,34 @@
-"""Celery's own tools on everything that `darkroom up` starts, on both brokers. The lines are those of the page."""
+"""What operates a whole stack, on both brokers: Celery's own tools, by the lines of their page, and Prometheus."""
 
-import json
 import os
 import re
 import signal
-import socket
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
+import grpc
 import httpx
 import pytest
 from conftest import eventually
 from kombu import Connection
+from operated_stack import HOST, Scrape, Silent, Stack
 
 from darkroom import topology
 from darkroom.celery_app import declare_topology
+from darkroom.rpc.v1.darkroom_pb2 import ListImagesRequest
+from darkroom.rpc.v1.darkroom_pb2_grpc import DarkroomStub
+from darkroom.telemetry.metrics import BEAT, GATEWAY, WORKER
 from darkroom.topology import Node
 from darkroom.workflow import task_ids
-from darkroom_cli.client import Darkroom
-from darkroom_cli.local import LocalOptions, environment_file, running
+from darkroom_cli.local import LocalOptions, running
 from darkroom_cli.samples import SAMPLES, write_samples
 from darkroom_cli.servers import release_port, reserve_port
-from darkroom_cli.supervisor import Supervisor
+from scheduler.schedule import JOBS
 
 pytestmark = pytest.mark.timeout(600)
 
 PAGE = Path(__file__).parents[2] / "docs/celery-tools.md"
-HOST = socket.gethostname()
 NODES = {f"{node.value}@{HOST}" for node in Node}
 
 
@@ -44,99 +39,8 @@ def lines_of(section: str) -> list[str]:
     return [line for block in re.findall(r"```bash\n(.*?)```", text[1], re.DOTALL) for line in block.splitlines()]
 
 
-@dataclass
-class Stack:
-    """A running local mode, a shell beside it, and one photo that went through."""
-
-    options: LocalOptions
-    supervisor: Supervisor
-    task: str = ""
-
-    def shell(self, line: str, output: IO[str] | int = subprocess.PIPE) -> subprocess.Popen[str]:
-        """Starts a line of the page as a person would, with an environment that has nothing of Darkroom in it."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("DARKROOM_")}
-        environment |= {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "HOSTNAME": HOST,
-            "TASK": self.task,
-            "FLOWER_UNAUTHENTICATED_API": "true",
-        }
-        with_addresses = f'. "{environment_file(self.options)}"\n{line}'
-        return subprocess.Popen(
-            ["bash", "-c", with_addresses],
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-
-    def says(self, line: str) -> str:
-        """What a line prints, with more patience than Celery's one second; it must end well."""
-        patient = re.sub(r"\b(inspect|control|status)\b", r"\1 --timeout=5", line, count=1)
-        process = self.shell(patient)
-        said = process.communicate(timeout=120)[0]
-        print(f"$ {patient}\n{said}")
-        assert process.returncode == 0, said
-        return said
-
-    def all_say(self, lines: list[str]) -> list[str]:
-        """The same for many lines at once: where nobody is named, Celery waits its whole time for more answers."""
-        with ThreadPoolExecutor(len(lines)) as pool:
-            return list(pool.map(self.says, lines))
-
-    def answers(self, command: str) -> dict[str, object]:
-        """The answers to an `inspect` or `control` command, by node."""
-        answers = json.loads(self.says(f'celery -b "$DARKROOM_BROKER_URL" {command} --json'))
-        # `control` answers with a list of one dictionary for each node.
-        return {node: said for each in answers for node, said in each.items()} if isinstance(answers, list) else answers
-
-    @contextmanager
-    def until_interrupted(self, line: str) -> Iterator[Callable[[], str]]:
-        """Runs a line that a person would end by Ctrl-C; yields what gives its output so far."""
-        with tempfile.TemporaryFile("w+") as output:
-            process = self.shell(line, output)
-
-            def printed() -> str:
-                output.seek(0)
-                return output.read()
-
-            try:
-                yield printed
-            finally:
-                os.killpg(process.pid, signal.SIGINT)
-                try:
-                    process.wait(60)
-                finally:
-                    process.kill()
-                    print(f"$ {line}\n{printed()[-5000:]}")
-
-    def upload(self, count: int = 1, lane: str = "interactive") -> list[str]:
-        """Uploads samples that were not there before and waits until all are ready; their hashes."""
-        global _next_sample
-        chosen, _next_sample = SAMPLES[_next_sample : _next_sample + count], _next_sample + count
-        with Darkroom(self.options.url) as client:
-            uploaded = client.upload(write_samples(self.options.data_dir / "samples", chosen), lane=lane)
-            batch = client.wait([uploaded["batch"]["id"]], timeout_s=120)[uploaded["batch"]["id"]]
-        assert batch["ready"] == count
-        return [image["sha256"] for image in uploaded["images"]]
-
-
-_next_sample = 0
-
-
-class Silent:
-    """Shows nothing of the start."""
-
-    @contextmanager
-    def step(self, doing: str, done: str) -> Iterator[Callable[[str], None]]:
-        yield lambda say: None
-
-
 @pytest.fixture(scope="module", params=["redis", "rabbitmq"])
 def stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
-    global _next_sample
-    _next_sample = 0
     broker = "embedded"
     if request.param == "rabbitmq":
         broker = str(request.getfixturevalue("rabbit_url"))
@@ -302,3 +206,110 @@ def processes_of(stack: Stack) -> list[int]:
 def queues_of_node(stack: Stack, node: str) -> set[str]:
     answer = stack.answers(f'inspect -d "{node}@{HOST}" active_queues')
     return {queue["name"] for queue in answer[f"{node}@{HOST}"]}
+
+
+# --- Metrics ----------------------------------------------------------------------------------------------------------
+
+
+def grown(before: Scrape, after: Scrape, name: str) -> dict[tuple[str, ...], float]:
+    """What was added to a metric, by service and labels."""
+    added = {(key[0], *key[2:]): value - before.get(key, 0) for key, value in after.items() if key[1] == name}
+    return {key: value for key, value in added.items() if value}
+
+
+def test_what_went_through_is_what_the_metrics_say(stack: Stack, tmp_path: Path) -> None:
+    before = stack.scrape()
+    stack.upload(3)
+    stack.upload(1, lane="bulk")
+    [whole] = write_samples(tmp_path, [sample for sample in SAMPLES if sample.filename.endswith(".jpg")][:1])
+    broken = whole.read_bytes()[: whole.stat().st_size // 2]
+    with (
+        httpx.Client(base_url=stack.options.url, timeout=30) as client,
+        grpc.insecure_channel(f"127.0.0.1:{stack.options.grpc_port}") as channel,
+    ):
+        accepted = client.post("/v1/images", files={"file": ("broken.jpg", broken)}).json()
+        assert client.post("/v1/images", files={"file": ("text.jpg", b"no picture")}).status_code == 415
+        DarkroomStub(channel).ListImages(ListImagesRequest(), timeout=30)
+
+    def all_counted() -> Scrape | None:
+        """the end of every photo is in the figures: they are two seconds old at most, and acknowledged last"""
+        found = stack.scrape()
+        ends = grown(before, found, "darkroom_events_published_total")
+        tasks = grown(before, found, "darkroom_task_duration_seconds_count")
+        is_over = ends.get(("gateway", "image.failed")) == 1 and ends.get(("gateway", "image.ready")) == 4
+        is_over &= tasks.get(("finalize", "success", "scheduler.finalize")) == 4
+        return found if is_over and grown(before, found, "darkroom_ledger_images") else None
+
+    after = eventually(all_counted, within_s=120, every_s=1)
+    assert accepted["batch"]["total"] == 1
+    assert grown(before, after, "darkroom_uploads_total") == {("gateway", "interactive"): 4, ("gateway", "bulk"): 1}
+    assert grown(before, after, "darkroom_uploads_refused_total") == {("gateway", "unsupported-format"): 1}
+    requests = grown(before, after, "darkroom_http_requests_total")
+    assert requests[("gateway", "POST", "/v1/images", "202")] == 3
+    assert grown(before, after, "darkroom_grpc_calls_total") == {("gateway", "OK", "ListImages"): 1}
+
+    tasks = grown(before, after, "darkroom_task_duration_seconds_count")
+    photos = {key: count for key, count in tasks.items() if not key[2].startswith(("darkroom.", "scheduler."))}
+    assert photos == {
+        ("thumbnailer", "success", "thumbnailer.prepare"): 3,
+        ("thumbnailer", "failure", "thumbnailer.prepare"): 1,
+        ("thumbnailer", "success", "thumbnailer.thumbnails"): 3,
+        ("thumbnailer-bulk", "success", "thumbnailer.prepare"): 1,
+        ("thumbnailer-bulk", "success", "thumbnailer.thumbnails"): 1,
+        ("embedder", "success", "embedder.embed"): 4,
+    }
+    assert tasks[("finalize", "success", "scheduler.record_failure")] == 1
+    assert grown(before, after, "darkroom_task_failures_total") == {
+        ("thumbnailer", "image-truncated", "thumbnailer.prepare"): 1
+    }
+    waits = grown(before, after, "darkroom_queue_wait_seconds_count")
+    for key, least in {("thumbnailer", "prepare"): 4, ("thumbnailer-bulk", "prepare.bulk"): 1}.items():
+        assert waits[key] >= least  # fences wait too
+    assert sum(waits[("embedder", queue)] for queue in ("embed", "embed.bulk")) >= 4
+    seconds = grown(before, after, "darkroom_queue_wait_seconds_sum")
+    assert all(0 < value < 600 for value in seconds.values())
+    assert grown(before, after, "darkroom_batch_size_sum") == {("embedder", "photos"): 4}
+
+    ledger = grown(before, after, "darkroom_ledger_images")
+    assert ledger == {("gateway", "accepted"): 5, ("gateway", "ready"): 4, ("gateway", "failed"): 1}
+    for job in JOBS:
+        assert after[("gateway", "darkroom_job_succeeded_timestamp_seconds", job.name)] > 1.7e9
+    assert after[("beat", "darkroom_beat_leading")] == 1
+    assert after[("beat", "darkroom_beat_jobs_sent_total", "reconcile")] >= 1
+    for node in Node:
+        assert after[(node.value, "darkroom_worker_connected")] == 1
+        for queue in topology.queues_of(node):
+            assert after[("gateway", "darkroom_queue_consumers", queue)] == 1
+    assert {after[("gateway", "darkroom_part_up", part)] for part in ("database", "broker", "redis")} == {1}
+    for worker in ("thumbnailer", "thumbnailer-bulk"):
+        assert after[(worker, "darkroom_worker_children_started_total")] >= 2
+
+
+def test_every_metric_is_scraped_and_well_formed(stack: Stack) -> None:
+    names: set[str] = set()
+    for service, families in stack.scrape_families().items():
+        assert len({family.name for family in families}) == len(families), f"{service} has a metric twice"
+        for family in families:
+            assert family.documentation and family.type in ("counter", "gauge", "histogram"), family.name
+            keys = [(sample.name, tuple(sorted(sample.labels.items()))) for sample in family.samples]
+            assert len(keys) == len(set(keys)), f"{service}: {family.name} has a series twice"
+            if family.type == "counter":
+                assert all(sample.name.endswith("_total") and sample.value >= 0 for sample in family.samples)
+        assert any(family.name == "process_cpu_seconds" for family in families)
+        names |= {family.name for family in families if family.samples}
+    declared = {family.name for registry in (GATEWAY, WORKER, BEAT) for family in registry.collect()}
+    # Nothing was delivered twice.
+    assert declared - names <= {"darkroom_task_redeliveries"}
+
+
+def test_a_killed_child_is_counted_and_its_photo_goes_on(stack: Stack) -> None:
+    before = stack.scrape()
+    for pid in processes_of(stack):
+        os.kill(pid, signal.SIGKILL)
+
+    def are_new() -> bool:
+        """other children took their place"""
+        return grown(before, stack.scrape(), "darkroom_worker_children_started_total") == {("thumbnailer",): 2}
+
+    eventually(are_new, within_s=60, every_s=0.5)
+    stack.upload()
