@@ -24,9 +24,12 @@ from darkroom.contracts.messages import RecordFailure, RecordLoss, Work
 from darkroom.contracts.tasks import RECORD_FAILURE, RECORD_LOSS, TaskContract
 from darkroom.errors import PermanentError, TransientError
 from darkroom.settings import BrokerSettings, TaskSettings
+from darkroom.telemetry import tracing
 from darkroom.telemetry.publishing import TracedAMQP
 
 log = logging.getLogger(__name__)
+
+TRACED_REQUEST = "darkroom.telemetry.processing:TracedRequest"
 
 PROGRESS = "PROGRESS"
 """The state of a running task that has said how far it is: by custom, not one of Celery's own constants."""
@@ -247,10 +250,12 @@ def bind(
             delay_s = retry_delay_s(self.request.retries, random.random())  # noqa: S311 (jitter, not a secret)
             # The queue by name: the key that a delayed message came with has its delay in front.
             queue = contract.queue_for(arguments.lane if isinstance(arguments, Work) else Lane.INTERACTIVE)
-            raise self.retry(exc=error, countdown=delay_s, queue=queue) from error
+            with tracing.keeping():
+                raise self.retry(exc=error, countdown=delay_s, queue=queue) from error
 
     run.__name__ = contract.name.rpartition(".")[2]
     run.__doc__ = function.__doc__
+    options.setdefault("Request", TRACED_REQUEST)
     return app.task(
         bind=True,
         name=contract.name,
@@ -273,7 +278,8 @@ def _report_progress(task: Task, done: float, total: float, unit: str) -> None:
 def report_failure(app: Celery, work: Work, error: PermanentError) -> None:
     """Publishes the cause of a permanent failure to `finalize`."""
     failure = RecordFailure(sha256=work.sha256, generation=work.generation, lane=work.lane, problem=error.problem)
-    request(app, RECORD_FAILURE, failure, lane=work.lane, ignore_result=True).apply_async()
+    with tracing.keeping():
+        request(app, RECORD_FAILURE, failure, lane=work.lane, ignore_result=True).apply_async()
 
 
 def report_loss(app: Celery, work: Work, error: Exception) -> None:

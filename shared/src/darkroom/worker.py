@@ -27,7 +27,7 @@ from darkroom.celery_app import await_no_results, ensure_topology
 from darkroom.control import correct_commands
 from darkroom.errors import ConfigurationError
 from darkroom.presence import announce_presence
-from darkroom.settings import MetricsSettings, TracingSettings
+from darkroom.settings import MetricsSettings
 from darkroom.telemetry import exposition, metrics, tracing
 from darkroom.telemetry.measuring import measure_worker
 from darkroom.telemetry.processing import trace_tasks
@@ -161,11 +161,11 @@ def run_worker(
 
 def _trace(app: Celery, options: WorkerOptions) -> None:
     """Traces the tasks of this worker in the processes that run them; each sends what it has when it ends."""
-    TracingSettings()  # a wrong one ends this process, not each of its children
     trace_tasks()
     if options.pool != "prefork":
         tracing.start(app.main, options.node.value)
         return
+    tracing.prepare(app.main, options.node.value)
     # Not before the fork: the thread that sends would be missing in the children.
     worker_process_init.connect(lambda **_: tracing.start(app.main, options.node.value), weak=False)
     worker_process_shutdown.connect(lambda **_: tracing.stop(), weak=False)

@@ -20,6 +20,7 @@ from darkroom import topology
 from darkroom.celery_app import bound_publishing, create_app
 from darkroom.contracts.events import Event
 from darkroom.database import events
+from darkroom.database.events import UnpublishedEvent
 from darkroom.database.tables import events as table
 from darkroom.settings import BrokerSettings, TaskSettings
 from darkroom_cli.servers import RabbitServer
@@ -155,10 +156,10 @@ def test_what_was_confirmed_before_a_failure_is_stamped(
     relay = Relay(engine, BrokerLink(app))
     publish = relaying._publish
 
-    def fail_at_three(producer: Any, event: Event) -> None:
-        if event.id == 3:
+    def fail_at_three(producer: Any, unpublished: UnpublishedEvent) -> None:
+        if unpublished.event.id == 3:
             raise ConnectionResetError("the broker is gone")
-        publish(producer, event)
+        publish(producer, unpublished)
 
     monkeypatch.setattr(relaying, "_publish", fail_at_three)
     with engine.connect() as connection:
@@ -211,10 +212,10 @@ def test_watchers_are_told_at_once_while_the_broker_hangs(
     hangs, is_back = threading.Event(), threading.Event()
     publish = relaying._publish
 
-    def hang(producer: Any, event: Event) -> None:
+    def hang(producer: Any, unpublished: UnpublishedEvent) -> None:
         hangs.set()
         assert is_back.wait(120)
-        publish(producer, event)
+        publish(producer, unpublished)
 
     monkeypatch.setattr(relaying, "_publish", hang)
     gateway = serve(broker_url=redis_url, result_url=redis_url, relay_enabled=True)

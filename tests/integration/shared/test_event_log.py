@@ -18,7 +18,7 @@ def number(engine: Engine, limit: int = 1000) -> int:
 
 def unpublished(engine: Engine) -> list[Event]:
     with engine.connect() as connection:
-        return events.unpublished_events(connection, 1000)
+        return [waiting.event for waiting in events.unpublished_events(connection, 1000)]
 
 
 def test_events_are_numbered_without_gaps_and_read_back_whole(engine: Engine) -> None:

@@ -142,6 +142,23 @@ def test_of_an_unsampled_trace_the_local_tree_of_an_error_is_kept_whole(exported
     assert all(span.context.trace_flags.sampled for span in exported().values())
 
 
+def test_with_a_failed_delivery_its_waiting_is_kept(exported: Exported) -> None:
+    elsewhere = tracing.context_of(UNSAMPLED)
+    process = tracing.begin("process", context=elsewhere)
+    tracing.record("wait", 1, 2, context=elsewhere)
+    tracing.fail(process, KeyError("x"))
+    process.end()
+    tracing.record("wait of the next delivery", 3, 4, context=elsewhere)
+    assert set(exported()) == {"process", "wait"}
+
+
+def test_what_is_published_because_of_an_error_is_sampled(exported: Exported) -> None:
+    with tracing.span("process", context=tracing.context_of(UNSAMPLED)):
+        assert tracing.traceparent().endswith("-00")
+        with tracing.keeping(), tracing.step("publish record_failure"):
+            assert tracing.traceparent().endswith("-01")
+
+
 def test_an_error_in_a_child_that_its_parent_survived_is_kept_too(exported: Exported) -> None:
     call = tracing.span("call", context=tracing.context_of(UNSAMPLED))
     with call, pytest.raises(KeyError), tracing.span("publish"):

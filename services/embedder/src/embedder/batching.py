@@ -62,10 +62,12 @@ class Buffer(Generic[ItemT]):
         """Puts an item behind the others of its kind."""
         self._waiting[kind].append((now_s, item))
 
-    def clear(self) -> None:
-        """Forgets everything: its deliveries belong to a connection that is gone."""
+    def clear(self) -> list[ItemT]:
+        """Forgets everything, because its deliveries belong to a connection that is gone; returns what it was."""
+        forgotten = [item for waiting in self._waiting.values() for _, item in waiting]
         for waiting in self._waiting.values():
             waiting.clear()
+        return forgotten
 
     @property
     def has_query(self) -> bool:

@@ -7,18 +7,21 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from opentelemetry.trace import INVALID_SPAN, Span
 
 from darkroom.contracts.keys import embedding_key
 from darkroom.contracts.messages import Embed, Embedded, EmbedPicture, EmbedText, ModelReference, QueryVector
 from darkroom.errors import BlobMissingError, ConfigurationError, DarkroomError, PermanentError, TransientError
 from darkroom.storage import BlobStore
+from darkroom.telemetry import names, tracing
 from darkroom.tries import TriesMarkers
+from embedder.batch_spans import BatchSpans, forward
 from embedder.model import ClipModel
 from embedder.preprocessing import Pixels
 
@@ -36,10 +39,11 @@ Outcome = Embedded | QueryVector | Exception
 
 @dataclass(frozen=True)
 class Job:
-    """One request: its task's id and its message."""
+    """One request: its task's id, its message, and the span of what is done for it alone."""
 
     task_id: str
     message: Embed | EmbedText | EmbedPicture
+    span: Span = field(default=INVALID_SPAN, compare=False, repr=False)
 
 
 class DamagedProxyError(TransientError):
@@ -104,9 +108,15 @@ class Embedding:
         What has been tried before and did not end is computed after the others and by itself, so that it can harm
         nobody; a photo that already ran by itself and did not end is not touched again.
         """
+        with BatchSpans(jobs) as spans:
+            outcomes = self._run(spans.jobs)
+            spans.show(outcomes)
+        return outcomes
+
+    def _run(self, jobs: Sequence[Job]) -> list[Outcome]:
         outcomes: dict[int, Outcome] = {}
         for number, job in enumerate(jobs):
-            if isinstance(job.message, Embed) and (existing := self._existing(job.message)):
+            if isinstance(job.message, Embed) and (existing := self._existing(job, job.message)):
                 outcomes[number] = existing
         missing = [number for number in range(len(jobs)) if number not in outcomes]
         try:
@@ -163,31 +173,40 @@ class Embedding:
     def _pictures(self, model: ClipModel, jobs: list[Job]) -> list[Vector | Exception]:
         inputs = list(self._helpers.map(partial(self._pixels, model), jobs))
         pixels = [each for each in inputs if not isinstance(each, Exception)]
-        vectors = iter(_one_by_one_on_error(model, model.embed_pictures, pixels))
+        readable = [job for job, each in zip(jobs, inputs, strict=True) if not isinstance(each, Exception)]
+        with forward(model.reference.id, readable):
+            vectors = iter(_one_by_one_on_error(model, model.embed_pictures, pixels))
         return [each if isinstance(each, Exception) else next(vectors) for each in inputs]
 
     def _pixels(self, model: ClipModel, job: Job) -> Pixels | Exception:
         if isinstance(job.message, EmbedText):
             raise TypeError(f"{job.message!r} has no picture")
         try:
-            data = self._store.get(job.message.proxy)
-            try:
-                return model.preprocessing.pixels(data)
-            except PermanentError as error:
-                if isinstance(job.message, EmbedPicture):
-                    raise
-                # What is damaged is our copy, not the photo: without it, the next dispatch prepares another.
-                self._store.delete(job.message.proxy)
-                raise DamagedProxyError(str(error)) from error
+            with tracing.within(tracing.under(job.span)):
+                data = self._store.get(job.message.proxy)
+                with tracing.step(names.PREPROCESS):
+                    return self._preprocessed(model, job.message, data)
         except (DarkroomError, OSError) as error:
             return error
 
-    def _existing(self, message: Embed) -> Embedded | None:
+    def _preprocessed(self, model: ClipModel, message: Embed | EmbedPicture, data: bytes) -> Pixels:
+        try:
+            return model.preprocessing.pixels(data)
+        except PermanentError as error:
+            if isinstance(message, EmbedPicture):
+                raise
+            # What is damaged is our copy, not the photo: without it, the next dispatch prepares another.
+            self._store.delete(message.proxy)
+            raise DamagedProxyError(str(error)) from error
+
+    def _existing(self, job: Job, message: Embed) -> Embedded | None:
         """What an earlier delivery left, if it can be read."""
         own = self._models.own
         key = embedding_key(own.reference.id, message.sha256)
         try:
-            vector = np.load(io.BytesIO(self._store.get(key)), allow_pickle=False)
+            with tracing.within(tracing.under(job.span)):
+                data = self._store.get(key)
+            vector = np.load(io.BytesIO(data), allow_pickle=False)
         except (BlobMissingError, OSError, ValueError, EOFError):
             return None
         if vector.shape != (own.dim,) or vector.dtype != np.float16:
@@ -207,7 +226,8 @@ class Embedding:
         file = io.BytesIO()
         np.save(file, halves, allow_pickle=False)
         try:
-            self._store.put(key, file.getvalue())
+            with tracing.within(tracing.under(job.span)):
+                self._store.put(key, file.getvalue())
         except OSError as error:
             return error
         return Embedded(model=model.reference.id, dim=model.dim, vector=key)
@@ -215,7 +235,8 @@ class Embedding:
 
 def _texts(model: ClipModel, jobs: list[Job]) -> list[Vector | Exception]:
     texts = [job.message.text for job in jobs if isinstance(job.message, EmbedText)]
-    return _one_by_one_on_error(model, model.embed_texts, texts)
+    with forward(model.reference.id, jobs):
+        return _one_by_one_on_error(model, model.embed_texts, texts)
 
 
 def _one_by_one_on_error(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from celery import Celery, Task, bootsteps
@@ -22,12 +22,14 @@ from celery.worker import state
 from celery.worker.consumer import Consumer
 from celery.worker.request import Request
 from celery.worker.strategy import default
+from opentelemetry.trace import INVALID_SPAN, Span, get_current_span
 from pydantic import ValidationError
 
 from darkroom.contracts.base import Lane
 from darkroom.contracts.messages import Embed, FenceAnswer
 from darkroom.contracts.tasks import FENCE, TaskContract
-from darkroom.telemetry import measuring, metrics
+from darkroom.telemetry import measuring, metrics, names, tracing
+from darkroom.telemetry.processing import abandon, begin_held_delivery, delivered
 from embedder.batching import Buffer, Kind
 from embedder.embedding import Job, Outcome
 
@@ -49,6 +51,8 @@ class Held:
     request: Request
     kind: Kind
     job: Job
+    received_ns: int
+    """When, in nanoseconds since 1970: the beginning of its delivery's span, which `job` has."""
 
 
 class MicroBatches:
@@ -65,7 +69,7 @@ class MicroBatches:
         self._bell = _Bell()
         self._running: _Running | None = None
         self._asked: deque[tuple[Request, Future[FenceAnswer]]] = deque()
-        self._finished: deque[tuple[Request, Outcome | FenceAnswer]] = deque()
+        self._finished: deque[_Finished] = deque()
         self._alarm: Any = None
         self._consumer: Any = None
 
@@ -96,7 +100,9 @@ class MicroBatches:
 
     def drop(self) -> None:
         """Forgets every request and outcome: the broker delivers them again. What is computing ends unheard."""
-        self._buffer.clear()
+        held = self._buffer.clear() + (self._running.batch if self._running is not None else [])
+        for span in (*(each.job.span for each in held), *(finished.span for finished in self._finished)):
+            abandon(span)
         self._asked.clear()
         self._finished.clear()
         self._running = None
@@ -106,7 +112,11 @@ class MicroBatches:
         outcome = _outcome.get()
         if outcome is not None and not isinstance(outcome, FenceAnswer):
             return outcome
-        return self._model_thread.submit(self._compute, [job]).result()[0]
+        return self._model_thread.submit(self._compute, [replace(job, span=get_current_span())]).result()[0]
+
+    def end(self) -> None:
+        """Returns when the batch that is computing has ended, if one is; none begins after it."""
+        self._model_thread.shutdown()
 
     def take_answer(self, task_id: str) -> FenceAnswer:
         """What the body of a fence returns."""
@@ -133,7 +143,8 @@ class MicroBatches:
             kind = Kind.QUERY
         else:
             kind = Kind.BULK if message.lane is Lane.BULK else Kind.INTERACTIVE
-        return Held(request, kind, Job(request.id, message))
+        received_ns = tracing.now_ns()
+        return Held(request, kind, Job(request.id, message, begin_held_delivery(request, received_ns)), received_ns)
 
     def _ask(self, request: Request) -> None:
         """Has a fence answered behind the batch that computes: in no batch, so that neither can harm the other."""
@@ -149,8 +160,13 @@ class MicroBatches:
             if wait_s > 0:
                 self._wake_after(wait_s)
                 return
-            # Celery acknowledges and records what was revoked or has expired; nothing is computed for it.
-            batch = [held for held in self._buffer.take() if not held.request.revoked()]
+            batch = []
+            for held in self._buffer.take():
+                if held.request.revoked():
+                    # Celery acknowledges and records what was revoked or has expired; nothing is computed for it.
+                    abandon(held.job.span)
+                else:
+                    batch.append(held)
             if batch:
                 self._begin(batch)
 
@@ -165,9 +181,15 @@ class MicroBatches:
     def _begin(self, batch: list[Held]) -> None:
         for held in batch:
             measuring.begin(held.request)
+            tracing.record_under(held.job.span, names.WAIT_BATCH, held.received_ns, tracing.now_ns())
         future = self._model_thread.submit(self._compute, [held.job for held in batch])
-        self._running = _Running(batch, future, time.monotonic())
-        future.add_done_callback(lambda _: self._bell.ring())
+        self._running = running = _Running(batch, future, time.monotonic())
+
+        def end(_: object) -> None:
+            running.ended_ns = tracing.now_ns()
+            self._bell.ring()
+
+        future.add_done_callback(end)
 
     def _go_on(self) -> None:
         """One turn of the loop: takes up a finished batch, begins the next one, and gives one request to Celery.
@@ -180,12 +202,14 @@ class MicroBatches:
             self._begin_batch_if_due()
         while self._asked and self._asked[0][1].done():
             request, answer = self._asked.popleft()
-            self._finished.append((request, answer.result()))
+            self._finished.append(_Finished(request, answer.result()))
         if self._finished:
-            request, outcome = self._finished.popleft()
-            token = _outcome.set(outcome)
+            finished = self._finished.popleft()
+            tracing.record_under(finished.span, names.WAIT_TURN, finished.since_ns, tracing.now_ns())
+            token = _outcome.set(finished.outcome)
             try:
-                self._consumer.on_task_request(request)
+                with delivered(finished.span):
+                    self._consumer.on_task_request(finished.request)
             finally:
                 _outcome.reset(token)
             self._bell.ring()
@@ -203,20 +227,36 @@ class MicroBatches:
             log.critical("embedder.broken", extra={"error": repr(error)})
             state.should_stop = 1
             return
-        done = list(zip((held.request for held in batch), running.future.result(), strict=True))
+        outcomes = running.future.result()
+        done = [
+            _Finished(held.request, outcome, held.job.span, running.ended_ns)
+            for held, outcome in zip(batch, outcomes, strict=True)
+        ]
         if batch[0].kind is Kind.QUERY:
             self._finished.extendleft(reversed(done))  # a search does not wait for photos to be recorded
         else:
             self._finished.extend(done)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Running:
     """The batch on the model's thread."""
 
     batch: list[Held]
     future: Future[list[Outcome]]
     begun_s: float
+    ended_ns: int = 0
+    """Nanoseconds since 1970, once it has ended."""
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """A request whose outcome is there, its delivery's span, and since when, in nanoseconds since 1970."""
+
+    request: Request
+    outcome: Outcome | FenceAnswer
+    span: Span = INVALID_SPAN
+    since_ns: int = 0
 
 
 class _Bell:

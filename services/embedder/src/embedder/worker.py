@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from celery import Celery
-from celery.signals import worker_ready
+from celery.signals import worker_ready, worker_shutdown
 from redis import Redis
 from transformers.utils import logging as transformers_logging
 
@@ -25,6 +25,7 @@ from darkroom.logs import configure_logs
 from darkroom.probes import register_probe
 from darkroom.settings import BrokerSettings, LogSettings, ModelSettings, StorageSettings, TaskSettings, WorkerSettings
 from darkroom.storage import open_blob_store
+from darkroom.telemetry.blobs import TracedBlobs
 from darkroom.topology import Node
 from darkroom.tries import TriesMarkers
 from darkroom.worker import Watchdog, WorkerOptions, add_worker_arguments, run_worker, with_arguments
@@ -51,6 +52,7 @@ def create_embedder(
     batches = MicroBatches(BATCHED, buffer, compute, answer)
     register(app, batches)
     app.steps["consumer"].add(batches.consumer_step())
+    worker_shutdown.connect(lambda **_: batches.end(), weak=False)
     windows = {
         EMBED_TEXT.queue: sizes.query,
         EMBED.queue_for(Lane.INTERACTIVE): sizes.interactive,
@@ -97,7 +99,7 @@ def serve(
         },
     )
     redis = Redis.from_url(broker.result_url.get_secret_value(), socket_timeout=5, socket_connect_timeout=2)
-    store = open_blob_store(StorageSettings().blob_url)
+    store = TracedBlobs(open_blob_store(StorageSettings().blob_url))
     tries, watchdog = TriesMarkers(redis), Watchdog(tasks.task_hard_limit_s)
     embedding = Embedding(
         Models(model, lambda source: load(source, settings)),

@@ -102,21 +102,24 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Gateway]:
         for name, run in (("numbering", relay.run_numbering), ("relay", relay.run_publishing)):
             threads.append(threading.Thread(target=run, args=(stop,), name=name, daemon=True))
     traces = TraceStore(thread_engine, settings.trace_queue_bytes) if settings.trace_store_enabled else None
-    if traces is not None:
-        threads.append(threading.Thread(target=traces.run, args=(stop,), name="traces", daemon=True))
+    stop_keeping = threading.Event()
+    keeping = [threading.Thread(target=traces.run, args=(stop_keeping,), name="traces", daemon=True)] if traces else []
     tracing.start("gateway", exporter=StoreExporter(traces) if traces and _is_sent_to_itself(settings) else None)
-    for thread in threads:
+    for thread in (*threads, *keeping):
         thread.start()
     following = asyncio.create_task(hub.run(), name="events")
 
     def end() -> None:
-        tracing.stop()  # what it has recorded may still go to the store
         stop.set()
         for bell in bells.values():
             bell.set()
+        for thread in threads:
+            thread.join(STOP_S)
+        tracing.stop()  # what it has recorded may still go to the store
+        stop_keeping.set()
         if traces is not None:
             traces.wake()
-        for thread in threads:
+        for thread in keeping:
             thread.join(STOP_S)
         search.close()
         letters.close()

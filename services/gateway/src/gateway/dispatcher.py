@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 from celery import Celery
@@ -14,8 +15,10 @@ from darkroom.celery_app import PUBLISH_OPTIONS
 from darkroom.contracts.keys import Recipe
 from darkroom.database import dispatch
 from darkroom.database.dispatch import Leased, LeasedBackfill
+from darkroom.telemetry import tracing
 from darkroom.workflow import Dispatch, embedding_backfill, image_workflow
 from gateway.broker import BrokerLink
+from gateway.traces import DispatchSpans
 
 log = logging.getLogger(__name__)
 
@@ -70,20 +73,22 @@ class Dispatcher:
         if not self._link.is_connected:
             self._link.check()  # a lease without a broker would only use up generations and task ids
         deadline = time.monotonic() + self._lease_s / 2
+        begun_ns = tracing.now_ns()
         with self._engine.begin() as connection:
             leased = dispatch.lease(connection, self._batch, self._lease_s)
         if leased:
-            return self._dispatch_originals(leased, deadline)
+            with DispatchSpans(leased, begun_ns) as spans:
+                return self._dispatch_originals(leased, deadline, spans)
         with self._engine.begin() as connection:
             backfills = dispatch.lease_backfills(connection, self._batch, self._lease_s)
         if backfills:
             return self._dispatch_backfills(backfills, deadline)
         return 0
 
-    def _dispatch_originals(self, leased: Sequence[Leased], deadline: float) -> int:
-        published, failure = self._publish(leased, self._workflow, deadline)
-        with self._engine.begin() as connection:
-            dispatch.stamp(connection, published)
+    def _dispatch_originals(self, leased: Sequence[Leased], deadline: float, spans: DispatchSpans) -> int:
+        published, failure = self._publish(leased, self._workflow, deadline, spans.of)
+        with spans.shared_transaction(published), self._engine.begin() as connection:
+            dispatch.stamp(connection, published, spans.traceparents)
         for one in published:
             log.info("dispatcher.dispatched", extra={"sha256": one.sha256, "generation": one.generation})
         with self._engine.begin() as connection:
@@ -102,7 +107,11 @@ class Dispatcher:
         return len(published)
 
     def _publish(
-        self, leased: Sequence[LeasedT], canvas: Callable[[LeasedT], Signature], deadline: float
+        self,
+        leased: Sequence[LeasedT],
+        canvas: Callable[[LeasedT], Signature],
+        deadline: float,
+        traced: Callable[[LeasedT], AbstractContextManager[None]] = lambda _: nullcontext(),
     ) -> tuple[Sequence[LeasedT], Exception | None]:
         """Those that the broker confirmed, a first part of `leased`, and what came in the way of the others."""
         count = 0
@@ -111,7 +120,8 @@ class Dispatcher:
                 for one in leased:
                     if time.monotonic() > deadline:
                         break  # a slow broker: stop long before another dispatcher may take the rest
-                    canvas(one).apply_async(connection=connection, **PUBLISH_OPTIONS)
+                    with traced(one):
+                        canvas(one).apply_async(connection=connection, **PUBLISH_OPTIONS)
                     count += 1
         except Exception as error:
             return leased[:count], error

@@ -12,6 +12,7 @@ from darkroom.contracts.base import Sha256
 from darkroom.contracts.problems import problem
 from darkroom.errors import PermanentError
 from darkroom.storage import BlobStore, BlobWriter
+from darkroom.telemetry import names, tracing
 from gateway.errors import InvalidFieldsError
 from gateway.multipart import Event, MultipartReader, PartBegins, PartData, PartEnds
 from gateway.sniffing import MEDIA_TYPES, SNIFF_BYTES, sniff
@@ -83,7 +84,11 @@ async def received_parts(
     """
     form, incoming = ReceivedForm(), list[_IncomingFile]()
     try:
-        await _receive(parts, store, limits, form, incoming)
+        with tracing.step(names.RECEIVE_UPLOAD) as span:
+            await _receive(parts, store, limits, form, incoming)
+            span.set_attributes(
+                {names.FILES: len(form.files), names.BLOB_BYTES: sum(file.bytes for file in form.files)}
+            )
         yield form
     finally:
         # A client that hung up has cancelled us: what it left behind goes all the same.

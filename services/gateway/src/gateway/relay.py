@@ -12,9 +12,10 @@ from sqlalchemy import Connection, Engine
 
 from darkroom import topology
 from darkroom.celery_app import PUBLISH_OPTIONS
-from darkroom.contracts.events import Event
 from darkroom.database import callbacks, events
-from darkroom.telemetry import metrics
+from darkroom.database.events import UnpublishedEvent
+from darkroom.telemetry import metrics, names, tracing
+from darkroom.telemetry.publishing import publish_event
 from darkroom.workflow import callback_hint
 from gateway.broker import BrokerLink
 
@@ -59,17 +60,18 @@ class Relay:
     def publish_once(self, connection: Connection) -> int:
         """Publishes up to a batch of numbered events; returns how many. Raises what stopped it."""
         waiting = events.unpublished_events(connection, BATCH)
-        hosts = callbacks.new_hosts(connection, [one.batch_id for one in waiting if one.type in callbacks.TOLD_TYPES])
+        told = [one.event.batch_id for one in waiting if one.event.type in callbacks.TOLD_TYPES]
+        hosts = callbacks.new_hosts(connection, told)
         connection.commit()  # no transaction is open while we talk to the broker
         confirmed: list[int] = []
         try:
             if waiting:
                 with self._link.connection() as broker:
                     producer = Producer(broker, auto_declare=False)
-                    for event in waiting:
-                        _publish(producer, event)
-                        metrics.EVENTS_PUBLISHED.labels(event.type.value).inc()
-                        confirmed.append(event.id)
+                    for one in waiting:
+                        _publish(producer, one)
+                        metrics.EVENTS_PUBLISHED.labels(one.event.type.value).inc()
+                        confirmed.append(one.event.id)
                     for host in hosts:  # without this they would wait for the job that hints
                         callback_hint(self._link.app, host).apply_async(connection=broker, **PUBLISH_OPTIONS)
         finally:
@@ -115,16 +117,24 @@ def _is_leader(connection: Connection, role: str, lead: Callable[[Connection], b
     return is_leader
 
 
-def _publish(producer: Producer, event: Event) -> None:
-    producer.publish(
-        event.to_wire(),
-        exchange=topology.EVENTS.name,
-        routing_key=event.type.value,
-        serializer="json",
-        delivery_mode="persistent",
-        message_id=str(event.id),
-        type=event.type.value,
-        retry=False,
-        timeout=1,
-        confirm_timeout=1,
-    )
+def _publish(producer: Producer, unpublished: UnpublishedEvent) -> None:
+    """As a child of the transition that the event tells of, where its part of the trace ends."""
+    event = unpublished.event
+    about: dict[str, str] = {names.MESSAGING_MESSAGE_ID: str(event.id)}
+    if event.sha256 is not None:
+        about[names.IMAGE_SHA256] = event.sha256
+    if event.image_id is not None:
+        about[names.IMAGE_ID] = str(event.image_id)
+    with tracing.within(tracing.context_of(unpublished.traceparent)):
+        publish_event(
+            producer,
+            event.to_wire(),
+            event.type.value,
+            about,
+            exchange=topology.EVENTS.name,
+            delivery_mode="persistent",
+            message_id=str(event.id),
+            retry=False,
+            timeout=1,
+            confirm_timeout=1,
+        )

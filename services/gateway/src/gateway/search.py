@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -132,7 +133,8 @@ class Search:
         """What a worker answers. Cancelled when nobody waits any more; the message expires by itself."""
         task_id = str(uuid.uuid4())
         channel = f"celery-task-meta-{task_id}"
-        publish = partial(self._publish, contract, message, task_id)
+        # In the publisher's thread, but in this call's trace.
+        publish = partial(copy_context().run, self._publish, contract, message, task_id)
         try:
             async with self._results.pubsub(ignore_subscribe_messages=True) as subscription:
                 # First, so that no answer is too early to be heard.

@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 from uuid import UUID
 
 from anyio.to_thread import run_sync
+from opentelemetry.trace import SpanKind, get_current_span
 from sqlalchemy import Connection, Row
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.requests import ClientDisconnect
@@ -21,7 +23,8 @@ from darkroom.database import images, uploads
 from darkroom.errors import PermanentError
 from darkroom.ids import uuid7
 from darkroom.outbound import OutboundPolicy, RefusedTargetError
-from darkroom.telemetry import metrics
+from darkroom.telemetry import metrics, names, tracing
+from darkroom.telemetry.tracing import Attributes
 from gateway.problems import client_disconnected, internal_error, problem_of
 from gateway.receiving import ReceivedForm, SyncedFile, invalid_field
 from gateway.traces import TraceContext
@@ -187,18 +190,19 @@ async def accept_form(
         tracestate=trace.tracestate,
         trace_id=trace.trace_id,
     )
-    async with engine.connect() as connection:
-        known = await connection.run_sync(uploads.lock_originals, upload)
-        # Under the locks, which the sweeper takes too: what is in place now stays.
-        await run_sync(_place, form.files)
-        # None when a request with the same key was committed while this one was on its way.
-        accepted = await connection.run_sync(_accept, upload, known, idempotency_key, wanted)
-        if accepted is not None:
-            await connection.commit()
-            metrics.UPLOADS.labels(options.lane.value).inc(len(form.files))
-            metrics.UPLOAD_BYTES.labels(options.lane.value).inc(sum(file.bytes for file in form.files))
-            return accepted
-        await connection.rollback()
+    with tracing.step(names.COMMIT_UPLOAD):
+        async with engine.connect() as connection:
+            known = await connection.run_sync(uploads.lock_originals, upload)
+            # Under the locks, which the sweeper takes too: what is in place now stays.
+            await run_sync(_place, form.files)
+            # None when a request with the same key was committed while this one was on its way.
+            accepted = await connection.run_sync(_accept, upload, known, idempotency_key, wanted)
+            if accepted is not None:
+                await connection.commit()
+                metrics.UPLOADS.labels(options.lane.value).inc(len(form.files))
+                metrics.UPLOAD_BYTES.labels(options.lane.value).inc(sum(file.bytes for file in form.files))
+                return accepted
+            await connection.rollback()
     if idempotency_key is None or not (earlier := await _batch_of_key(engine, idempotency_key, wanted)):
         raise RuntimeError("an idempotency key was taken by a request that is not there")
     return earlier
@@ -208,10 +212,18 @@ def _accept(
     connection: Connection, upload: uploads.Upload, known: set[str], key: str | None, wanted: str
 ) -> Accepted | None:
     uploads.accept(connection, upload, known)
+    if known and tracing.is_recording():
+        _link_to(uploads.traces_of(connection, known))
     if key is not None and not uploads.record_idempotent(connection, key, wanted, upload.batch_id):
         return None
     # Read before the commit: an answer that cannot be given must not leave an upload behind.
     return _read(connection, upload.batch_id)
+
+
+def _link_to(traceparents: Sequence[str]) -> None:
+    """Shows in this upload's trace where its known photos are, or were, worked on."""
+    for link in chain.from_iterable(map(tracing.link_to, traceparents)):
+        get_current_span().add_link(link.context)
 
 
 def _read(connection: Connection, batch_id: UUID) -> Accepted:
@@ -245,4 +257,7 @@ def _find_by_key(connection: Connection, key: str, wanted: str) -> Accepted | No
 
 def _place(files: Sequence[SyncedFile]) -> None:
     for file in files:
-        file.writer.place(original_key(file.sha256))
+        key = original_key(file.sha256)
+        attributes: Attributes = {names.BLOB_KEY: key, names.BLOB_BYTES: file.bytes, names.IMAGE_SHA256: file.sha256}
+        with tracing.step(names.BLOB_PUT, attributes, kind=SpanKind.CLIENT):
+            file.writer.place(key)

@@ -34,6 +34,7 @@ from darkroom.contracts.tasks import TaskContract
 from darkroom.database import outcomes, upkeep, vectors
 from darkroom.errors import TransientError
 from darkroom.storage import BlobStore
+from darkroom.telemetry.processing import forget_parts, link_to_parts
 from darkroom.workflow import task_ids
 from scheduler import backups, checking, finalize, reconciler, reports, retention
 from scheduler.callbacks import Delivering
@@ -71,10 +72,11 @@ class Finishing:
 
     def finalize(self, message: Finalize, delivery: Delivery) -> Nothing:
         """Makes an original ready when every artefact is there, and forgets the results of the steps before."""
+        ids = task_ids(message.sha256, message.generation)
+        link_to_parts(self._app, ids["thumbnails"], ids["embed"])
         if finalize.finish(self._engine, self._store, message, delivery.previous):
             log.info("finalize.ready", extra={"sha256": message.sha256, "generation": message.generation})
             notify(self._engine, EVENTS)
-        ids = task_ids(message.sha256, message.generation)
         self._forget_results(ids["thumbnails"], ids["embed"])
         return Nothing()
 
@@ -133,6 +135,7 @@ class Finishing:
         try:
             for task_id in ids:
                 self._app.backend.forget(task_id)
+            forget_parts(self._app, *ids)
         except RedisError as error:
             log.warning("finalize.results_kept", extra={"error": str(error)})  # they expire
 

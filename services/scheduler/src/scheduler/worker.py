@@ -29,6 +29,7 @@ from darkroom.settings import (
 )
 from darkroom.storage import open_blob_store
 from darkroom.telemetry import exposition, metrics
+from darkroom.telemetry.blobs import TracedBlobs
 from darkroom.topology import Node, queues_of
 from darkroom.tries import TriesMarkers
 from darkroom.worker import WorkerOptions, add_worker_arguments, run_worker, with_arguments
@@ -120,7 +121,7 @@ def open_resources(broker: BrokerSettings, tasks: TaskSettings) -> Resources:
     database = DatabaseSettings()
     return Resources(
         engine=sync_engine(database),
-        store=open_blob_store(StorageSettings().blob_url),
+        store=TracedBlobs(open_blob_store(StorageSettings().blob_url)),
         publisher=create_publisher(broker, tasks),
         database_url=database.database_url.get_secret_value(),
         deadlines=Deadlines(timedelta(seconds=tasks.step_deadline_s)),

@@ -2,14 +2,14 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded
-from celery.worker.request import Request
+from opentelemetry.trace import Span
 from PIL import Image
 from pydantic import ValidationError
 
@@ -37,6 +37,9 @@ from darkroom.contracts.tasks import FENCE, PREPARE, PREPARE_QUERY, THUMBNAILS
 from darkroom.errors import BlobMissingError, DarkroomError, PermanentError, TransientError
 from darkroom.fences import answered
 from darkroom.storage import BlobStore
+from darkroom.telemetry import names, tracing
+from darkroom.telemetry.processing import TracedRequest
+from darkroom.telemetry.publishing import publish_event
 from darkroom.tries import TriesMarkers
 from thumbnailer import decoding, describing, known_answer, rendering
 from thumbnailer.decoding import Limits
@@ -80,9 +83,11 @@ class Photo:
             return Prepared(manifest=manifest_key)
         data = self._store.get(original_key)
         with self._tries.guard(delivery.task_id), within_time(self._soft_limit_s):
-            photo = decoding.decode(data, self._limits)
-            large = rendering.render_large(photo, message.recipe.output)
-            proxy = rendering.render_proxy(photo)
+            photo = self._decode(data)
+            with encoding("large"):
+                large = rendering.render_large(photo, message.recipe.output)
+            with encoding("proxy"):
+                proxy = rendering.render_proxy(photo)
         large_key = keys.thumbnail_key(message.sha256, message.recipe, ThumbnailSize.LARGE)
         manifest = PreparedManifest(
             sha256=message.sha256,
@@ -107,19 +112,21 @@ class Photo:
         large_key = keys.thumbnail_key(message.sha256, message.recipe, ThumbnailSize.LARGE)
         large, proxy = self._store.get(large_key), self._store.get(keys.proxy_key(message.sha256, message.recipe))
         with self._tries.guard(delivery.task_id), within_time(self._soft_limit_s):
-            source = self._opened(message, proxy, large)
-            medium = rendering.render_medium(source, message.recipe.output)
-            small = rendering.render_small(source, message.recipe.output)
-            palette = tuple(
-                PaletteColour(hex=swatch.colour, share=swatch.permille / 1000) for swatch in describing.palette(source)
-            )
-            thumbhash, perceptual_hash = describing.thumbhash(source), describing.perceptual_hash(source)
+            with tracing.step(names.DECODE):
+                source = self._opened(message, proxy, large)
+            with encoding("medium"):
+                medium = rendering.render_medium(source, message.recipe.output)
+            with encoding("small"):
+                small = rendering.render_small(source, message.recipe.output)
+            with tracing.step(names.DESCRIBE):
+                swatches = describing.palette(source)
+                thumbhash, perceptual_hash = describing.thumbhash(source), describing.perceptual_hash(source)
         manifest = DescribedManifest(
             sha256=message.sha256,
             medium=self._keep(keys.thumbnail_key(message.sha256, message.recipe, ThumbnailSize.MEDIUM), medium),
             small=self._keep(keys.thumbnail_key(message.sha256, message.recipe, ThumbnailSize.SMALL), small),
             thumbhash=thumbhash,
-            palette=palette,
+            palette=tuple(PaletteColour(hex=swatch.colour, share=swatch.permille / 1000) for swatch in swatches),
             perceptual_hash=perceptual_hash,
         )
         self._store.put(manifest_key, manifest.model_dump_json().encode())
@@ -130,7 +137,9 @@ class Photo:
         data = self._store.get(message.source)
         try:
             with self._tries.guard(delivery.task_id), within_time(self._soft_limit_s):
-                proxy = rendering.render_proxy(decoding.decode(data, self._limits))
+                photo = self._decode(data)
+                with encoding("proxy"):
+                    proxy = rendering.render_proxy(photo)
         except PermanentError as error:
             return QueryPrepared(problem=error.problem)
         self._store.put(message.proxy, proxy.data)
@@ -149,6 +158,10 @@ class Photo:
             self._store.delete(keys.prepared_key(message.sha256, message.recipe))
             raise DamagedRenditionError(f"`large` or the proxy of {message.sha256} is damaged: {error}") from error
 
+    def _decode(self, data: bytes) -> decoding.Photo:
+        with tracing.step(names.DECODE):
+            return decoding.decode(data, self._limits)
+
     def _keep(self, key: BlobKey, rendition: rendering.Rendition) -> Rendition:
         self._store.put(key, rendition.data)
         return Rendition(key=key, width=rendition.width, height=rendition.height, bytes=len(rendition.data))
@@ -165,6 +178,11 @@ class Photo:
             return model.model_validate_json(self._store.get(key))
         except (BlobMissingError, ValidationError):
             return None
+
+
+def encoding(size: str) -> AbstractContextManager[Span]:
+    """A span around the making of one rendition."""
+    return tracing.step(f"{names.ENCODE} {size}")
 
 
 @contextmanager
@@ -187,7 +205,7 @@ def within_time(limit_s: int) -> Iterator[None]:
         raise unforeseen(error) from error
 
 
-class PhotoRequest(Request):  # type: ignore[misc]
+class PhotoRequest(TracedRequest):
     """A request whose photo fails when its child had to be killed for overrunning the hard time limit.
 
     That happens inside a decoder's C code, which the soft limit cannot interrupt. The parent process tells.
@@ -198,7 +216,8 @@ class PhotoRequest(Request):  # type: ignore[misc]
         try:
             # Before the message is acknowledged: should we end in between, it is delivered and told again.
             if not soft and "generation" in message:
-                report_failure(self.app, Work.from_wire(message), took_too_long(timeout))
+                with tracing.within(self.trace_context):
+                    report_failure(self.app, Work.from_wire(message), took_too_long(timeout))
         finally:
             super().on_timeout(soft, timeout)
 
@@ -223,13 +242,8 @@ def hint(app: Celery, event: ImagePrepared) -> None:
     """Publishes a hint, once. It may be lost: a photo does not wait for it and does not fail by it."""
     try:
         with app.producer_or_acquire() as producer:
-            producer.publish(
-                event.to_wire(),
-                exchange=topology.EVENTS.name,
-                routing_key=event.type,
-                serializer="json",
-                type=event.type,
-                **PUBLISH_OPTIONS,
-            )
+            about = {names.IMAGE_SHA256: event.sha256}
+            options = {"exchange": topology.EVENTS.name, **PUBLISH_OPTIONS}
+            publish_event(producer, event.to_wire(), event.type, about, **options)
     except Exception as error:  # whatever the transport raises
         log.info("thumbnailer.hint_lost", extra={"sha256": event.sha256, "error": repr(error)})

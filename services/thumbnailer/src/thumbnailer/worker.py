@@ -15,6 +15,7 @@ from darkroom.logs import configure_logs
 from darkroom.probes import register_probe
 from darkroom.settings import BrokerSettings, LimitSettings, LogSettings, StorageSettings, TaskSettings, WorkerSettings
 from darkroom.storage import open_blob_store
+from darkroom.telemetry.blobs import TracedBlobs
 from darkroom.topology import Node
 from darkroom.tries import TriesMarkers
 from darkroom.worker import WorkerOptions, add_worker_arguments, run_worker, with_arguments
@@ -34,7 +35,7 @@ def create_thumbnailer(broker: BrokerSettings, tasks: TaskSettings, limits: Limi
         redis = Redis.from_url(broker.result_url.get_secret_value(), socket_timeout=5, socket_connect_timeout=2)
         return Photo(
             Resources(
-                open_blob_store(blob_url),
+                TracedBlobs(open_blob_store(blob_url)),
                 TriesMarkers(redis),
                 Limits(file_bytes=limits.max_upload_bytes, pixels=limits.max_pixels, frames=limits.max_frames),
                 tasks.task_soft_limit_s,

@@ -1,7 +1,8 @@
 """The outbox: originals that wait for dispatch, leased in short transactions and stamped by generation."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
@@ -20,6 +21,10 @@ class Leased:
     lane: Lane
     traceparent: str | None
     tracestate: str | None
+    due_at: datetime
+    """Since when it has waited for this dispatch."""
+    last_dispatch: str | None = None
+    """W3C trace context of the dispatch before this one, if there was one and it was traced."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ _LEASE = text(
     )
     UPDATE originals SET generation = generation + 1, lease_until = now() + make_interval(secs => :lease_s)
     FROM due WHERE originals.sha256 = due.sha256
-    RETURNING originals.sha256, generation, lane, traceparent, tracestate
+    RETURNING originals.sha256, generation, lane, traceparent, tracestate, not_before, dispatch_traceparent
     """
 )
 
@@ -69,7 +74,10 @@ def lease(connection: Connection, limit: int, lease_s: float) -> list[Leased]:
     before any broker sees them.
     """
     rows = connection.execute(_LEASE, {"limit": limit, "lease_s": lease_s}).all()
-    leased = [Leased(r.sha256, r.generation, Lane(r.lane), r.traceparent, r.tracestate) for r in rows]
+    leased = [
+        Leased(r.sha256, r.generation, Lane(r.lane), r.traceparent, r.tracestate, r.not_before, r.dispatch_traceparent)
+        for r in rows
+    ]
     names, queues = task_names(), {lane: task_queues(lane) for lane in Lane}
     issued = [
         {"id": task_id, "name": names[step], "queue": queues[one.lane][step], "sha256": one.sha256}
@@ -84,8 +92,14 @@ def lease(connection: Connection, limit: int, lease_s: float) -> list[Leased]:
     return sorted(leased, key=lambda one: one.lane is Lane.BULK)
 
 
-def stamp(connection: Connection, published: Iterable[Leased]) -> None:
-    """Marks originals as dispatched, unless a newer generation was leased or a dispatch asked for meanwhile."""
+def stamp(
+    connection: Connection, published: Iterable[Leased], traceparents: Mapping[Sha256, str | None] | None = None
+) -> None:
+    """Marks originals as dispatched, unless a newer generation was leased or a dispatch asked for meanwhile.
+
+    `traceparents` are the trace contexts of these dispatches, as far as they are traced.
+    """
+    traced = traceparents or {}
     for one in sorted(published, key=lambda each: each.sha256):
         connection.execute(
             update(originals)
@@ -93,6 +107,7 @@ def stamp(connection: Connection, published: Iterable[Leased]) -> None:
             .values(
                 dispatched_at=func.clock_timestamp(),
                 lease_until=None,
+                dispatch_traceparent=traced.get(one.sha256),
                 status=text("CASE status WHEN 'accepted' THEN 'processing' ELSE status END"),
             )
         )

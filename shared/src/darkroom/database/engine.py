@@ -9,6 +9,7 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from darkroom.settings import DatabaseSettings
+from darkroom.telemetry.database import trace_transactions
 
 _MIGRATION_LOCK = 0x6461726B  # "dark": two services that start at once must not migrate at once
 
@@ -31,12 +32,16 @@ def _options(settings: DatabaseSettings) -> dict[str, Any]:
 
 def sync_engine(settings: DatabaseSettings) -> Engine:
     """A pool for threads and processes; connects on first use."""
-    return create_engine(settings.database_url.get_secret_value(), **_options(settings))
+    engine = create_engine(settings.database_url.get_secret_value(), **_options(settings))
+    trace_transactions(engine)
+    return engine
 
 
 def async_engine(settings: DatabaseSettings) -> AsyncEngine:
     """A pool for an event loop; connects on first use."""
-    return create_async_engine(settings.database_url.get_secret_value(), **_options(settings))
+    engine = create_async_engine(settings.database_url.get_secret_value(), **_options(settings))
+    trace_transactions(engine.sync_engine)
+    return engine
 
 
 def migrate(engine: Engine) -> None:

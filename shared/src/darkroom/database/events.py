@@ -51,7 +51,14 @@ def number_events(connection: Connection, limit: int) -> int:
     return count
 
 
-def unpublished_events(connection: Connection, limit: int) -> list[Event]:
+class UnpublishedEvent(NamedTuple):
+    """An event, and the W3C trace context of the transition that it tells of, if that was part of a trace."""
+
+    event: Event
+    traceparent: str | None
+
+
+def unpublished_events(connection: Connection, limit: int) -> list[UnpublishedEvent]:
     """Numbered events that no broker has confirmed yet, in order."""
     rows = connection.execute(
         select(events)
@@ -59,7 +66,7 @@ def unpublished_events(connection: Connection, limit: int) -> list[Event]:
         .order_by(events.c.id)
         .limit(limit)
     )
-    return [_event(row) for row in rows]
+    return [UnpublishedEvent(_event(row), row.traceparent) for row in rows]
 
 
 def stamp_events(connection: Connection, ids: Sequence[int]) -> None:

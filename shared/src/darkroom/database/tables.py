@@ -4,6 +4,8 @@ import sqlalchemy as sa
 from pgvector.sqlalchemy import HALFVEC
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
+from darkroom.telemetry import tracing
+
 metadata = sa.MetaData()
 
 
@@ -37,6 +39,7 @@ originals = sa.Table(
     _moment("not_before", required=True),
     sa.Column("traceparent", sa.Text),
     sa.Column("tracestate", sa.Text),
+    sa.Column("dispatch_traceparent", sa.Text),
     sa.Column("recipe", sa.Text),
     sa.Column("format", sa.Text),
     sa.Column("width", sa.Integer),
@@ -116,6 +119,8 @@ events = sa.Table(
     _hash(),
     _json("problem"),
     sa.Column("trace_id", sa.Text),
+    # Of the transition that wrote the row: what is published is a child of it.
+    sa.Column("traceparent", sa.Text, default=tracing.traceparent),
     _moment("published_at"),
 )
 

@@ -1,6 +1,6 @@
 """Accepting uploads: one row for each original, one for each image, all in one transaction."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -75,7 +75,7 @@ def accept(connection: Connection, upload: Upload, known: set[Sha256]) -> None:
     """
     shas = sorted({file.sha256 for file in upload.files})
     outcomes.bring_back(connection, shas)
-    _restart_where_needed(connection, upload.lane, shas)
+    _restart_where_needed(connection, upload, shas)
     standing = {
         row.sha256: row
         for row in connection.execute(
@@ -142,8 +142,9 @@ def accept(connection: Connection, upload: Upload, known: set[Sha256]) -> None:
     )
 
 
-def _restart_where_needed(connection: Connection, lane: Lane, shas: Sequence[Sha256]) -> None:
+def _restart_where_needed(connection: Connection, upload: Upload, shas: Sequence[Sha256]) -> None:
     """Clears the dispatch stamp of originals whose work is gone or would come too late for this upload."""
+    lane = upload.lane
     is_swept = originals.c.status == "sweeping"
     is_too_slow = (
         originals.c.status.in_(["accepted", "processing"]) & (originals.c.lane == "bulk") & (lane is Lane.INTERACTIVE)
@@ -152,9 +153,23 @@ def _restart_where_needed(connection: Connection, lane: Lane, shas: Sequence[Sha
         update(originals)
         .where(originals.c.sha256.in_(shas), is_swept | is_too_slow)
         .values(
-            status="accepted", lane=lane.value, dispatched_at=None, lease_until=None, not_before=func.now(), error=None
+            status="accepted",
+            lane=lane.value,
+            dispatched_at=None,
+            lease_until=None,
+            not_before=func.now(),
+            error=None,
+            # What begins anew for nobody else is part of this upload's trace.
+            traceparent=case((is_swept, upload.traceparent), else_=originals.c.traceparent),
+            tracestate=case((is_swept, upload.tracestate), else_=originals.c.tracestate),
         )
     )
+
+
+def traces_of(connection: Connection, shas: Iterable[Sha256]) -> list[str]:
+    """The W3C trace contexts of the uploads that first brought these originals."""
+    found = select(originals.c.traceparent).where(originals.c.sha256.in_(list(shas)))
+    return [row.traceparent for row in connection.execute(found) if row.traceparent]
 
 
 def find_idempotent(connection: Connection, key: str) -> tuple[str, UUID] | None:

@@ -9,7 +9,7 @@ from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from opentelemetry.trace import Link, SpanContext, SpanKind, StatusCode, TraceFlags, TraceState, get_current_span
 from opentelemetry.util.types import Attributes
@@ -22,10 +22,23 @@ TREE_SPANS = 512
 
 
 def new_provider(
-    settings: TracingSettings, service: str, node: str, *, exporter: SpanExporter | None = None
+    settings: TracingSettings,
+    service: str,
+    node: str,
+    *,
+    exporter: SpanExporter | None = None,
+    at_once: bool = False,
 ) -> TracerProvider:
-    """A provider that exports to where the OTEL_* variables say, sampled as they say, with errors always kept."""
-    exported = BatchSpanProcessor(exporter or OTLPSpanExporter(), schedule_delay_millis=settings.bsp_schedule_delay)
+    """A provider that exports to where the OTEL_* variables say, sampled as they say, with errors always kept.
+
+    In the background, or `at_once`: then a span's end returns when it was sent.
+    """
+    exporter = exporter or OTLPSpanExporter()
+    exported = (
+        SimpleSpanProcessor(exporter)
+        if at_once
+        else BatchSpanProcessor(exporter, schedule_delay_millis=settings.bsp_schedule_delay)
+    )
     return provider_for(exported, settings.service_name or service, node)
 
 
@@ -85,6 +98,8 @@ class RecordAll(Sampler):
 class _Tree:
     """The spans of one unsampled trace under one root in this process."""
 
+    key: int | None
+    """The id of the span that its root is under, in another process; None when it is under none."""
     open: int = 0
     has_failed: bool = False
     ended: list[ReadableSpan] = field(default_factory=list)
@@ -93,24 +108,26 @@ class _Tree:
 class KeepErrors(SpanProcessor):
     """Passes sampled spans on at once; unsampled ones only with their local tree, and only if a span in it failed.
 
-    A local tree is a span whose parent is in another process, or nowhere, and everything under it in this process.
+    A local tree is what is open under one span of another process, or under none, and everything under that here.
     """
 
     def __init__(self, exported: SpanProcessor) -> None:
         self._exported = exported
         self._trees: dict[int, _Tree] = {}
-        """By the id of every open unsampled span."""
+        """By the id of every open unsampled span, and of the span elsewhere that it is under."""
         self._lock = threading.Lock()
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         context = span.get_span_context()
         if context is None or context.trace_flags.sampled:
             return
+        key = span.parent.span_id if span.parent is not None else None
         with self._lock:
-            parent = span.parent
-            tree = self._trees.get(parent.span_id) if parent is not None else None
+            tree = self._trees.get(key) if key is not None else None
             if tree is None:
-                tree = _Tree()
+                tree = _Tree(key)
+                if key is not None:
+                    self._trees[key] = tree
             tree.open += 1
             self._trees[context.span_id] = tree
 
@@ -126,8 +143,11 @@ class KeepErrors(SpanProcessor):
             tree.has_failed |= span.status.status_code is StatusCode.ERROR
             if len(tree.ended) < TREE_SPANS:
                 tree.ended.append(span)
-            is_kept = tree.has_failed and not tree.open
-        if is_kept:
+            if tree.open:
+                return
+            if tree.key is not None:
+                self._trees.pop(tree.key, None)
+        if tree.has_failed:
             for each in tree.ended:
                 self._exported.on_end(_as_sampled(each))
 

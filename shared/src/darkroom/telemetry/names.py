@@ -19,7 +19,7 @@ PROCESS = "process"
 """`process {queue}`, CONSUMER: one delivery, until its result is stored and what follows it is published."""
 
 WAIT_DISPATCH = "wait dispatch"
-"""From the row's commit, or from when it was due again, until a dispatcher leased it."""
+"""From the transaction that wrote the row, or from when it was due again, until a dispatcher began to lease it."""
 
 DISPATCH = "dispatch"
 """Sending one original through the workflow: lease, publish, stamp. From the second on it links to the one before."""
@@ -53,6 +53,9 @@ DESCRIBE = "describe"
 WAIT_BATCH = "wait batch"
 """From being received by the embedder until its batch began: company, or the batch before."""
 
+WAIT_TURN = "wait turn"
+"""From the end of its batch until the embedder's loop, which takes one at a time, stores its result."""
+
 COMPUTE_BATCH = "compute batch"
 """A member's time in its batch. It links to the batch, in whose trace the shared work is."""
 
@@ -65,13 +68,13 @@ PREPROCESS = "preprocess"
 FORWARD = "forward"
 """One pass through the model. In a member's trace it has the times of the batch's, and is_shared set."""
 
-WAITS = (WAIT, DELAY, WAIT_DISPATCH, WAIT_BATCH)
+WAITS = (WAIT, DELAY)
 """The first words of spans in which nothing is done for the photo."""
 
 
 def is_wait(span_name: str) -> bool:
     """Whether a span of this name is time spent waiting, not working."""
-    return any(span_name == wait or span_name.startswith(f"{wait} ") for wait in WAITS)
+    return span_name.partition(" ")[0] in WAITS
 
 
 # --- Attributes: OpenTelemetry's own ------------------------------------------------------------------------------
@@ -133,6 +136,8 @@ BLOB_KEY = "darkroom.blob.key"
 """Which blob."""
 BLOB_BYTES = "darkroom.blob.bytes"
 """Its size in bytes."""
+BLOB_IS_MISSING = "darkroom.blob.is_missing"
+"""True when there was none under the key."""
 FILES = "darkroom.upload.files"
 """Files of one upload."""
 MODEL = "darkroom.model"

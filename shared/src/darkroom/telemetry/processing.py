@@ -10,8 +10,12 @@ from contextvars import ContextVar, Token
 from datetime import datetime
 from typing import Any
 
+from billiard.einfo import ExceptionWithTraceback
+from billiard.exceptions import WorkerLostError
 from celery import Task
+from celery.app.task import Context as TaskContext
 from celery.signals import task_postrun, task_prerun
+from celery.worker.request import Request
 from opentelemetry.context import Context, attach, detach
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, StatusCode, get_current_span, set_span_in_context
 
@@ -42,11 +46,19 @@ def begin_delivery(app: Any, name: str, request: Any, keywords: Any, now_ns: int
     context = context_of(request)
     if not tracing.is_on() or not tracing.has_trace(context):
         return INVALID_SPAN
+    span_name, attributes = _delivery(app, name, request, keywords)
+    about = task_attributes(name, getattr(request, "retries", 0), keywords)
+    # Before its waits: while it is open, they are kept with it should it fail.
+    span = tracing.begin(span_name, attributes, kind=SpanKind.CONSUMER, context=context, start_ns=now_ns)
+    _record_waiting(attributes[names.MESSAGING_DESTINATION], request, context, about, now_ns)
+    return span
+
+
+def _delivery(app: Any, name: str, request: Any, keywords: Any) -> tuple[str, dict[str, Any]]:
+    """The name of a delivery's span, and all that is known at its beginning."""
     delivery = getattr(request, "delivery_info", None) or {}
     routing_key = str(delivery.get("routing_key") or "")
     queue = queue_of(routing_key)
-    about = task_attributes(name, getattr(request, "retries", 0), keywords)
-    _record_waiting(queue, request, context, about, now_ns)
     attributes: dict[str, Any] = {
         names.MESSAGING_SYSTEM: system_of(app),
         names.MESSAGING_OPERATION_NAME: names.PROCESS,
@@ -54,15 +66,20 @@ def begin_delivery(app: Any, name: str, request: Any, keywords: Any, now_ns: int
         names.MESSAGING_DESTINATION: queue,
         names.MESSAGING_ROUTING_KEY: routing_key,
         names.MESSAGING_MESSAGE_ID: request.id,
-        **about,
+        **task_attributes(name, getattr(request, "retries", 0), keywords),
     }
     if delivery.get("redelivered"):
         attributes[names.IS_REDELIVERED] = True
         if count := getattr(request, "x-delivery-count", None):  # a retry would still have it from before
             attributes[names.DELIVERY_COUNT] = count
-    return tracing.begin(
-        f"{names.PROCESS} {queue}", attributes, kind=SpanKind.CONSUMER, context=context, start_ns=now_ns
-    )
+    return f"{names.PROCESS} {queue}", attributes
+
+
+def begin_held_delivery(request: Request, now_ns: int) -> Span:
+    """`begin_delivery` for a request that its worker holds before its task begins."""
+    if not tracing.is_on():
+        return INVALID_SPAN
+    return begin_delivery(request.app, request.task.name, TaskContext(request.request_dict), request.kwargs, now_ns)
 
 
 @contextmanager
@@ -139,6 +156,45 @@ def _end(task: Task, state: str, retval: Any, **_: Any) -> None:
         detach(token)
 
 
+# --- Deliveries whose process ended ---------------------------------------------------------------------------------
+
+
+class TracedRequest(Request):  # type: ignore[misc]
+    """A request whose delivery shows in its trace even when the child that had it was killed with its spans."""
+
+    _is_told = False
+
+    @property
+    def trace_context(self) -> Context:
+        """The trace that the message belongs to, for what the parent process publishes on its behalf."""
+        return context_of(self._context)
+
+    def on_timeout(self, soft: bool, timeout: int) -> None:
+        if not soft:
+            self._tell_of_death("time-limit", f"killed after {timeout} s")
+        super().on_timeout(soft, timeout)
+
+    def on_failure(self, exc_info: Any, *args: Any, **options: Any) -> None:
+        error = exc_info.exception
+        if isinstance(error, ExceptionWithTraceback):
+            error = error.exc
+        if isinstance(error, WorkerLostError | SystemExit):
+            self._tell_of_death("worker-lost", str(error))
+        super().on_failure(exc_info, *args, **options)
+
+    def _tell_of_death(self, error_type: str, text: str) -> None:
+        if self._is_told:
+            return
+        self._is_told = True
+        end_ns = tracing.now_ns()
+        start_ns = int(self.time_start * 1e9) if self.time_start else end_ns
+        name, attributes = _delivery(self.app, self.task.name, self._context, self.kwargs)
+        attributes |= {names.TASK_STATE: "LOST", names.ERROR_TYPE: error_type}
+        tracing.record_aside(
+            name, start_ns, end_ns, attributes, text, context=self.trace_context, kind=SpanKind.CONSUMER
+        )
+
+
 # --- Joins ----------------------------------------------------------------------------------------------------------
 # The header of a chord must answer the same bytes each time, so it cannot carry span ids. They go beside it.
 
@@ -164,6 +220,12 @@ def link_to_parts(app: Any, *task_ids: str) -> None:
     for traceparent in remembered:
         for link in tracing.link_to(traceparent.decode() if traceparent else None):
             current.add_link(link.context, link.attributes)
+
+
+def forget_parts(app: Any, *task_ids: str) -> None:
+    """Removes what was kept for a join that is done. Raises the errors of Redis."""
+    if tracing.is_on():
+        app.backend.client.delete(*(_key(task_id) for task_id in task_ids))
 
 
 def _key(task_id: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from celery import Celery
 from celery.app.amqp import AMQP
+from kombu import Producer
 from opentelemetry.trace import Span, SpanKind
 
 from darkroom.telemetry import names, tracing
@@ -45,6 +46,24 @@ class TracedAMQP(AMQP):  # type: ignore[misc]
         }
         destination = attributes[names.MESSAGING_DESTINATION]
         return tracing.step(f"{names.PUBLISH} {destination}", attributes, kind=SpanKind.PRODUCER)
+
+
+def publish_event(
+    producer: Producer, payload: Mapping[str, Any], event_type: str, about: Attributes, **options: Any
+) -> None:
+    """Publishes an event under its type as routing key; within a trace, in a span that also says what it is `about`.
+
+    `options` are those of kombu's `publish`.
+    """
+    span: AbstractContextManager[Any] = nullcontext()
+    if tracing.is_on() and tracing.has_trace():
+        driver = producer.connection.transport.driver_type
+        attributes = publish_attributes("rabbitmq" if driver == "amqp" else driver, event_type, event_type)
+        span = tracing.span(f"{names.PUBLISH} {event_type}", {**attributes, **about}, kind=SpanKind.PRODUCER)
+    with span:
+        producer.publish(
+            payload, routing_key=event_type, type=event_type, serializer="json", headers=message_headers(), **options
+        )
 
 
 def message_headers() -> dict[str, str | int | None]:

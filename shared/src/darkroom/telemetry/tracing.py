@@ -10,17 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry.context import Context, attach, detach
+from opentelemetry.context import Context, attach, create_key, detach, get_value, set_value
 from opentelemetry.trace import (
     INVALID_SPAN,
     Link,
-    NonRecordingSpan,
     NoOpTracer,
-    NoOpTracerProvider,
     Span,
-    SpanContext,
     SpanKind,
     StatusCode,
+    TraceFlags,
     Tracer,
     TracerProvider,
     get_current_span,
@@ -43,13 +41,22 @@ STOP_S = 5.0
 """Longest that the end of a process, or of a recycled child, is held up by a backend that does not answer."""
 
 _W3C = TraceContextTextMapPropagator()
+_KEEPING = create_key("darkroom.keeping")
 
 
 class _Process:
     """What this process records with; replaced as a whole by `start`."""
 
+    identity = ("darkroom", "darkroom")
     tracer: Tracer = NoOpTracer()
     provider: Any = None
+
+
+def prepare(service: str, node: str) -> None:
+    """For a parent process that records nothing itself, once before it forks children that `start`."""
+    _Process.identity = (service, node)
+    if TracingSettings().is_on:
+        import darkroom.telemetry.export  # noqa: F401 (0.1 s and 10 MB, that the children then share)
 
 
 def start(service: str, node: str | None = None, exporter: "SpanExporter | None" = None) -> None:
@@ -62,7 +69,8 @@ def start(service: str, node: str | None = None, exporter: "SpanExporter | None"
         return
     from darkroom.telemetry.export import new_provider  # the SDK takes 0.1 s to import, for nothing when it is off
 
-    _Process.provider = new_provider(settings, service, node or service, exporter=exporter)
+    _Process.identity = (service, node or service)
+    _Process.provider = new_provider(settings, *_Process.identity, exporter=exporter)
     _Process.tracer = _Process.provider.get_tracer("darkroom")
 
 
@@ -86,10 +94,19 @@ def is_recording() -> bool:
     return _Process.provider is not None and get_current_span().is_recording()
 
 
-def provider() -> TracerProvider:
-    """For a library that makes spans by itself; one that makes none while tracing is off."""
-    found: TracerProvider = _Process.provider or NoOpTracerProvider()
-    return found
+class CurrentProvider(TracerProvider):
+    """For a library that makes spans by itself: records whenever this process does, also when it begins to later."""
+
+    def get_tracer(self, *_: Any, **__: Any) -> Tracer:
+        return _CurrentTracer()
+
+
+class _CurrentTracer(Tracer):
+    def start_span(self, *arguments: Any, **options: Any) -> Span:
+        return _Process.tracer.start_span(*arguments, **options)
+
+    def start_as_current_span(self, *arguments: Any, **options: Any) -> Any:
+        return _Process.tracer.start_as_current_span(*arguments, **options)
 
 
 @contextmanager
@@ -138,6 +155,28 @@ def begin(
     return _Process.tracer.start_span(name, context, kind, attributes, links, start_ns)
 
 
+def begin_under(parent: Span, name: str, attributes: Attributes | None = None, *, links: Sequence[Link] = ()) -> Span:
+    """A child of this span, which need not be the current one; nothing where the parent is not recorded."""
+    if not parent.is_recording():
+        return INVALID_SPAN
+    return begin(name, attributes, context=under(parent), links=links)
+
+
+def record_under(
+    parent: Span,
+    name: str,
+    start_ns: int,
+    end_ns: int,
+    attributes: Attributes | None = None,
+    *,
+    links: Sequence[Link] = (),
+    kind: SpanKind = SpanKind.INTERNAL,
+) -> None:
+    """A child of this span of something that is over; nothing where the parent is not recorded."""
+    if parent.is_recording():
+        record(name, start_ns, end_ns, attributes, context=under(parent), links=links, kind=kind)
+
+
 def record(
     name: str,
     start_ns: int,
@@ -152,6 +191,29 @@ def record(
     begin(name, attributes, kind=kind, context=context, links=links, start_ns=min(start_ns, end_ns)).end(end_ns)
 
 
+def record_aside(
+    name: str, start_ns: int, end_ns: int, attributes: Attributes, error: str, *, context: Context, kind: SpanKind
+) -> None:
+    """The failure of another process, whose own spans ended with it, sent at once in a thread of its own.
+
+    For a parent process, which records nothing else: what it had, its children would be forked with.
+    """
+    settings = TracingSettings()
+    if not settings.is_on or not has_trace(context):
+        return
+
+    def send() -> None:
+        from darkroom.telemetry.export import new_provider
+
+        provider = new_provider(settings, *_Process.identity, at_once=True)
+        span = provider.get_tracer("darkroom").start_span(name, context, kind, attributes, start_time=start_ns)
+        span.set_status(StatusCode.ERROR, error)
+        span.end(end_ns)
+        provider.shutdown()
+
+    threading.Thread(target=send, name="tracing-aside", daemon=True).start()
+
+
 def fail(failed: Span, error: BaseException) -> None:
     """Marks a span as ended in an error: a problem by its slug and detail, anything else with its traceback."""
     if not failed.is_recording():
@@ -164,16 +226,32 @@ def fail(failed: Span, error: BaseException) -> None:
         failed.record_exception(error)
 
 
+@contextmanager
+def keeping() -> Iterator[None]:
+    """What is published in the block is sampled, with all that follows from it: something has gone wrong."""
+    with within(set_value(_KEEPING, True)):
+        yield
+
+
 def headers() -> dict[str, str]:
     """The current span's context as message headers; empty outside of any trace."""
     carrier: dict[str, str] = {}
     _W3C.inject(carrier)
+    if carrier and get_value(_KEEPING):
+        before, _, flags = carrier[names.TRACEPARENT].rpartition("-")
+        carrier[names.TRACEPARENT] = f"{before}-{int(flags, 16) | TraceFlags.SAMPLED:02x}"
     return carrier
 
 
 def traceparent() -> str | None:
     """The current span's context as a W3C `traceparent`; None outside of any trace."""
     return headers().get(names.TRACEPARENT)
+
+
+def traceparent_of(span: Span) -> str | None:
+    """The same of another span."""
+    with within(under(span)):
+        return traceparent()
 
 
 def context_of(traceparent: str | None, tracestate: str | None = None) -> Context:
@@ -184,8 +262,7 @@ def context_of(traceparent: str | None, tracestate: str | None = None) -> Contex
 
 def link_to(traceparent: str | None) -> list[Link]:
     """A link to the span that a `traceparent` names; none when there is none."""
-    linked = get_current_span(context_of(traceparent)).get_span_context()
-    return [Link(linked)] if linked.is_valid else []
+    return link(get_current_span(context_of(traceparent)))
 
 
 def has_trace(context: Context | None = None) -> bool:
@@ -193,9 +270,15 @@ def has_trace(context: Context | None = None) -> bool:
     return get_current_span(context).get_span_context().is_valid
 
 
-def under(parent: Span | SpanContext) -> Context:
+def under(parent: Span) -> Context:
     """The context to start a child of this span in."""
-    return set_span_in_context(NonRecordingSpan(parent) if isinstance(parent, SpanContext) else parent, Context())
+    return set_span_in_context(parent, Context())
+
+
+def link(linked: Span) -> list[Link]:
+    """A link to this span; none where it is not part of a trace."""
+    context = linked.get_span_context()
+    return [Link(context)] if context.is_valid else []
 
 
 @contextmanager

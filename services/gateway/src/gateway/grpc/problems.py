@@ -16,11 +16,13 @@ from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
+from opentelemetry.trace import Span, use_span
 
 from darkroom.contracts.problems import Problem
 from darkroom.telemetry import metrics
 from gateway.errors import RETRY_AFTER_S, InvalidFieldsError, RateLimitedError
 from gateway.problems import internal_error, problem_of
+from gateway.traces import end_server_span, server_span
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,9 @@ _CODES = {
     503: grpc.StatusCode.UNAVAILABLE,
     507: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
+
+_FAULTS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN}
+"""Ours, not the caller's: only these are errors in a trace."""
 
 AnswerT = TypeVar("AnswerT")
 
@@ -104,8 +109,9 @@ class Answers(grpc.aio.ServerInterceptor):
 
 def _one(method: str, handler: Callable[[Any, Any], Awaitable[AnswerT]]) -> Callable[[Any, Any], Awaitable[AnswerT]]:
     async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AnswerT:
-        async with _told(method, context):
-            return await _gently(handler(request, context))
+        async with _told(method, context) as span:
+            with use_span(span, record_exception=False, set_status_on_exception=False):
+                return await _gently(handler(request, context))
 
     return answer
 
@@ -122,10 +128,12 @@ def _many(
 
 
 @asynccontextmanager
-async def _told(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
+async def _told(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Span]:
     started, code = time.monotonic(), grpc.StatusCode.OK
+    # Not made the current one: an answer that is a stream may be ended in another context than it was begun in.
+    span = server_span(method, context.invocation_metadata() or ())
     try:
-        yield
+        yield span
     except (asyncio.CancelledError, GeneratorExit):
         code = grpc.StatusCode.CANCELLED  # by the client or by its deadline
         raise
@@ -145,6 +153,7 @@ async def _told(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Asy
         metrics.GRPC_CALLS.labels(name, code.name).inc()
         metrics.GRPC_DURATION.labels(name).observe(duration_s)
         log.info("grpc.call", extra={"method": method, "code": code.name, "duration_s": round(duration_s, 4)})
+        end_server_span(span, code.name, is_error=code in _FAULTS)
 
 
 async def _gently(work: Awaitable[AnswerT]) -> AnswerT:

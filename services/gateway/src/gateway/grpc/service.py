@@ -27,7 +27,7 @@ from gateway.problems import read
 from gateway.receiving import FormLimits, received_parts
 from gateway.sniffing import media_type
 from gateway.tasks import find_task
-from gateway.traces import TraceContext, continue_trace
+from gateway.traces import TraceContext, trace_of_call
 from gateway.uploads import accept_form, check_idempotency_key, read_options, refusals_counted
 
 HEARTBEAT_S = 15.0
@@ -186,7 +186,7 @@ def _image_id(request: pb.GetImageRequest | pb.DeleteImageRequest | pb.RetryImag
 
 def _trace(context: Context) -> TraceContext:
     headers = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
-    return continue_trace(headers.get("traceparent"), headers.get("tracestate"), secrets.randbits)
+    return trace_of_call(headers.get("traceparent"), headers.get("tracestate"), secrets.randbits)
 
 
 async def _tell(watch: Watch) -> AsyncIterator[pb.WatchResponse]:

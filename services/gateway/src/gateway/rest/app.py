@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from darkroom.telemetry import tracing
 from darkroom.telemetry.metrics import HTTP_DURATION, HTTP_REQUESTS
 from gateway.bootstrap import Gateway, running
 from gateway.rest import events, images, metrics, pages, probes, problems, queues, searches, system, traces
@@ -18,6 +19,9 @@ from gateway.settings import GatewaySettings
 log = logging.getLogger(__name__)
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+
+UNTRACED = ("/healthz", "/readyz", "/metrics", "/otlp/")
+"""Beginnings of paths, asked for every few seconds by machines; and a trace of every export would never end."""
 
 
 def create_app(
@@ -41,12 +45,28 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,  # these load their scripts from elsewhere; ours is in pages.py
         redoc_url=None,
+        # FastAPI makes the SERVER span of a request; logs and metrics are ours.
+        telemetry={
+            "tracer_provider": tracing.CurrentProvider(),
+            "operation_spans": False,
+            "metrics": False,
+            "logs": False,
+            "exclude": _is_untraced,
+        },
     )
     problems.install(app)
     for module in (images, events, searches, probes, system, metrics, queues, traces, pages):
         app.include_router(module.router)
     app.add_middleware(RequestLog)
     return app
+
+
+def _is_untraced(scope: Scope) -> bool:
+    """Requests that set nothing off are traced only for clients that trace: a page polls, and shows pictures."""
+    if not tracing.is_on() or scope["path"].startswith(UNTRACED):
+        return True
+    is_reading = scope.get("method") in ("GET", "HEAD", "OPTIONS")
+    return is_reading and not any(name == b"traceparent" for name, _ in scope["headers"])
 
 
 class RequestLog:

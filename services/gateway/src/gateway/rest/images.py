@@ -14,7 +14,7 @@ from gateway.receiving import FormLimits, received_form
 from gateway.rest.blobs import Blob, serve
 from gateway.rest.dependencies import FromGateway
 from gateway.rest.problems import answers_with
-from gateway.traces import continue_trace
+from gateway.traces import trace_of_call
 from gateway.uploads import accept_form, check_idempotency_key, read_options, refusals_counted
 
 router = APIRouter(prefix="/v1", tags=["images"])
@@ -72,7 +72,7 @@ async def upload(
                 gateway.engine,
                 form,
                 read_options(form.fields, gateway.settings.outbound_policy),
-                continue_trace(traceparent, tracestate, secrets.randbits),
+                trace_of_call(traceparent, tracestate, secrets.randbits),
                 idempotency_key,
             )
     gateway.wake()
