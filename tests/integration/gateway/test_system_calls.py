@@ -148,6 +148,7 @@ def test_openapi_says_what_there_is_and_nothing_of_later(gateway: Served) -> Non
         "POST /v1/dead-letters/{number}:replay",
         "GET /healthz",
         "GET /readyz",
+        "GET /metrics",
     }
     form = document["paths"]["/v1/images"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert set(form["properties"]) == {FILE_FIELD, "lane", "tags", "external_id", "callback_url"}

@@ -1,5 +1,6 @@
 """What the local mode would start, and with which environment."""
 
+import json
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from darkroom_cli.local import (
     Endpoints,
     LocalOptions,
     is_url,
+    scrape_targets,
     service_environment,
     shell_environment,
     webhook_secret,
@@ -134,6 +136,14 @@ def test_a_shell_reads_the_addresses_back_as_they_are():
     lines = shell_environment(endpoints) + 'printf "%s\\n" "$DARKROOM_BROKER_URL" "$DARKROOM_RESULT_URL"'
     said = subprocess.run(["sh", "-c", lines], capture_output=True, text=True, check=True, env={})
     assert said.stdout.splitlines() == [endpoints.broker_url, endpoints.result_url]
+
+
+def test_prometheus_is_told_where_every_service_answers():
+    targets = json.loads(scrape_targets(OPTIONS, {"beat": 20_001}))
+    assert targets == [
+        {"targets": ["127.0.0.1:8123"], "labels": {"service": "gateway"}},
+        {"targets": ["127.0.0.1:20001"], "labels": {"service": "beat"}},
+    ]
 
 
 @pytest.mark.parametrize(
