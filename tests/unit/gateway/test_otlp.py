@@ -108,7 +108,7 @@ def test_a_bomb_is_not_unpacked() -> None:
         inflate(gzip.compress(bytes(50_000_000)), 1000)
 
 
-@pytest.mark.parametrize("body", [b"", b"junk", gzip.compress(b"x" * 1000)[:-6]])
+@pytest.mark.parametrize("body", [b"", b"junk", gzip.compress(b"x" * 1000)[:-6]], ids=["empty", "junk", "cut"])
 def test_a_body_that_is_no_whole_gzip_is_refused(body: bytes) -> None:
     with pytest.raises(MalformedExportError):
         inflate(body, 10_000)
