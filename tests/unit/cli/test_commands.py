@@ -133,7 +133,8 @@ LETTER |= {"generation": None, "reason": "delivery_limit", "deaths": 1, "outcome
 LETTER |= {"received_at": "2026-03-02T11:59:00Z", "replayed_at": None, "body_bytes": 2}
 
 
-def test_dead_letters_are_listed_with_what_became_of_them(run):
+def test_dead_letters_are_listed_with_what_became_of_them(run, monkeypatch):
+    monkeypatch.setattr(command_line, "out", Console(width=160, color_system=None))
     listed = {"supported": True, "note": None, "counts": {"kept": 1, "obsolete": 2, "replayed": 0}}
     listed |= {"dead_letters": [LETTER], "next_page_token": None}
     asked = []
