@@ -21,7 +21,7 @@ from darkroom.storage import FileStore
 from darkroom.tries import TriesMarkers
 from thumbnailer import decoding, describing, rendering
 from thumbnailer.decoding import Limits
-from thumbnailer.tasks import Photo, Resources, hint
+from thumbnailer.tasks import Photo, Resources, hint, is_at_work
 
 DATA = picture()
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -46,7 +46,8 @@ def redis(redis_url: str) -> Iterator[Redis]:
 
 @pytest.fixture
 def photo(store: FileStore, redis: Redis) -> Photo:
-    return Photo(Resources(store, TriesMarkers(redis), Limits(), 25))
+    # A limit of 0 s: whatever a step takes, the picture used the time up itself.
+    return Photo(Resources(store, TriesMarkers(redis), Limits(), 0))
 
 
 STEPS: dict[str, tuple[object, str, Callable[[Photo], object]]] = {
@@ -84,6 +85,29 @@ def test_whatever_ends_the_work_on_a_picture_is_a_problem_of_that_picture(
     assert raised.value.problem.slug == slug
     # The child survived, so nothing is held against the photo.
     assert redis.keys("tries:*") == []
+
+
+def test_a_time_limit_that_servers_used_up_is_not_the_picture_s_fault(
+    store: FileStore, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(*_: object, **__: object) -> None:
+        raise SoftTimeLimitExceeded()
+
+    monkeypatch.setattr(decoding, "decode", end)
+    photo = Photo(Resources(store, TriesMarkers(redis), Limits(), 3600))
+
+    with pytest.raises(TransientError, match="servers the rest"):
+        photo.prepare(PREPARE, DELIVERY)
+    assert redis.keys("tries:*") == []
+
+
+def test_a_killed_child_is_held_against_its_photo_only_if_it_was_busy_with_it(redis: Redis) -> None:
+    tries = TriesMarkers(redis)
+    assert not is_at_work(tries, "a")
+    with tries.guard("a"):
+        assert is_at_work(tries, "a")
+    assert not is_at_work(tries, "a")
+    assert not is_at_work(TriesMarkers(Redis(port=1)), "a"), "nobody can tell"
 
 
 def test_the_same_in_a_search_picture_is_its_answer(photo: Photo, monkeypatch: pytest.MonkeyPatch) -> None:

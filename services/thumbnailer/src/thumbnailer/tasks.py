@@ -1,6 +1,7 @@
 """The thumbnailer's side of the contracts: load, call a pure function, store, answer."""
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -190,11 +191,16 @@ def within_time(limit_s: int) -> Iterator[None]:
     """Turns whatever ends the work on a picture's bytes into a problem of that picture.
 
     Nothing in here touches a server or a disk, so the next try would end the same way: Celery's soft time limit, which
-    strikes between two steps of a decoder, a lack of memory, and errors that nobody has foreseen.
+    strikes between two steps of a decoder, a lack of memory, and errors that nobody has foreseen. But the limit counts
+    the whole task: where waiting for a server used up most of it, a `TransientError` has it tried again.
     """
+    begun = time.monotonic()
     try:
         yield
     except SoftTimeLimitExceeded as late:
+        spent_s = time.monotonic() - begun
+        if spent_s < limit_s / 2:
+            raise TransientError(f"of {limit_s} s the picture had {spent_s:.1f}, servers the rest") from late
         raise took_too_long(limit_s) from late
     except DarkroomError:
         raise
@@ -208,18 +214,27 @@ def within_time(limit_s: int) -> Iterator[None]:
 class PhotoRequest(TracedRequest):
     """A request whose photo fails when its child had to be killed for overrunning the hard time limit.
 
-    That happens inside a decoder's C code, which the soft limit cannot interrupt. The parent process tells.
+    That happens inside a decoder's C code, which the soft limit cannot interrupt. The parent process tells. Of a child
+    that was killed while it waited for a server, the reconciler finds the work.
     """
 
     def on_timeout(self, soft: bool, timeout: int) -> None:
         message = self.kwargs.get("message", {})
         try:
             # Before the message is acknowledged: should we end in between, it is delivered and told again.
-            if not soft and "generation" in message:
+            if not soft and "generation" in message and is_at_work(self.app.conf.darkroom_tries, self.id):
                 with tracing.within(self.trace_context):
                     report_failure(self.app, Work.from_wire(message), took_too_long(timeout))
         finally:
             super().on_timeout(soft, timeout)
+
+
+def is_at_work(tries: TriesMarkers, task_id: str) -> bool:
+    """Whether a task was busy with its picture's bytes when its process ended; if nobody can tell, it was not."""
+    try:
+        return bool(tries.unfinished(task_id)[0])
+    except TransientError:
+        return False
 
 
 def register(app: Celery, photo: Callable[[], Photo]) -> None:

@@ -30,13 +30,18 @@ def create_thumbnailer(broker: BrokerSettings, tasks: TaskSettings, limits: Limi
     """The application with its tasks; a child process builds its connections at its first task."""
     app = create_app("thumbnailer", broker, tasks)
 
+    def tries() -> TriesMarkers:
+        url = broker.result_url.get_secret_value()
+        return TriesMarkers(Redis.from_url(url, socket_timeout=5, socket_connect_timeout=2))
+
+    app.conf.darkroom_tries = tries()  # the parent's: it tells for a child that it had to kill
+
     @cache
     def photo() -> Photo:
-        redis = Redis.from_url(broker.result_url.get_secret_value(), socket_timeout=5, socket_connect_timeout=2)
         return Photo(
             Resources(
                 TracedBlobs(open_blob_store(blob_url)),
-                TriesMarkers(redis),
+                tries(),
                 Limits(file_bytes=limits.max_upload_bytes, pixels=limits.max_pixels, frames=limits.max_frames),
                 tasks.task_soft_limit_s,
             )
