@@ -264,6 +264,8 @@ def status_page(
     parts += [ledger_table(state["ledger"]), Text(), _dispatcher_text(state["dispatcher"])]
     parts += [_callbacks_text(state["callbacks"])] if state.get("callbacks") else []
     parts += [_store_text(state["store"])]
+    if refusal := state["uploads"]["refusal"]:
+        parts += [Text.assemble(("! uploads are refused: ", "red"), refusal["detail"])]
     parts += [Text(), _models_table(state["models"]), Text(), _jobs_table(state["jobs"], now)]
     if processes:
         parts += [Text(), _processes_table(processes, now)]

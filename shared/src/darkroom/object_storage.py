@@ -144,6 +144,9 @@ class ObjectStore:
         with _reported(key):
             return obstore.sign(self.client, "GET", key, timedelta(seconds=expires_s))
 
+    def free_bytes(self) -> int | None:
+        return None
+
 
 def open_object_store(url: str) -> ObjectStore:
     """The store that an `s3://`, `gs://` or `az://` URL names; connects on first use.

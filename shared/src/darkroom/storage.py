@@ -1,6 +1,7 @@
 """Blobs: bytes under a key, written durably or not at all."""
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -69,6 +70,9 @@ class BlobStore(Protocol):
 
     def signed_url(self, key: str, expires_s: int) -> str | None:
         """An address from which anyone may download the blob for that long; None: this store has none."""
+
+    def free_bytes(self) -> int | None:
+        """How much more it can take; None where it grows as needed."""
 
 
 class FileWriter:
@@ -185,6 +189,9 @@ class FileStore:
 
     def signed_url(self, key: str, expires_s: int) -> str | None:
         return None
+
+    def free_bytes(self) -> int | None:
+        return shutil.disk_usage(self.root).free
 
 
 OBJECT_STORES = ("s3", "gs", "az")

@@ -7,7 +7,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
+from gateway_faces import Face, GrpcFace, RestFace
 from gateway_pictures import picture
 from gateway_serving import Served, Workers, serving
 
@@ -48,6 +50,19 @@ def serve(settings_with: Callable[..., GatewaySettings]) -> Iterator[Callable[..
 def gateway(serve: Callable[..., Served]) -> Served:
     """A gateway whose broker and Redis are down, as far as it can tell."""
     return serve()
+
+
+@pytest.fixture(params=["rest", "grpc"])
+def face_of(request: pytest.FixtureRequest) -> Iterator[Callable[[Served], Face]]:
+    """Each of the two faces of a gateway in turn."""
+    with ExitStack() as channels:
+        yield (
+            lambda gateway: (
+                RestFace(gateway)
+                if request.param == "rest"
+                else GrpcFace(channels.enter_context(grpc.insecure_channel(gateway.grpc_target)))
+            )
+        )
 
 
 @pytest.fixture

@@ -5,14 +5,14 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from gateway_faces import Face, GrpcFace, Refused, RestFace
+from gateway_faces import Face, Refused, RestFace
 from gateway_outcomes import fail, finish, make_active
 from gateway_pictures import MODEL_ID, picture
 from gateway_serving import Served, Workers
@@ -30,22 +30,6 @@ pytest_plugins = ["gateway_fixtures"]
 UNKNOWN = str(uuid.uuid4())
 LARGE = 10_000
 """The byte limit where one is reached."""
-
-
-@pytest.fixture(params=["rest", "grpc"])
-def face_of(request: pytest.FixtureRequest) -> Iterator[Callable[[Served], Face]]:
-    """One of the two faces of a gateway."""
-    channels: list[grpc.Channel] = []
-
-    def make(gateway: Served) -> Face:
-        if request.param == "rest":
-            return RestFace(gateway)
-        channels.append(grpc.insecure_channel(gateway.grpc_target))
-        return GrpcFace(channels[-1])
-
-    yield make
-    for channel in channels:
-        channel.close()
 
 
 @pytest.fixture
@@ -169,7 +153,7 @@ def test_what_the_disk_cannot_take_is_told_alike(
     face: Face, gateway: Served, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests
 ) -> None:
     cases = {
-        errno.ENOSPC: ("storage-full", grpc.StatusCode.RESOURCE_EXHAUSTED, None),
+        errno.ENOSPC: ("storage-full", grpc.StatusCode.RESOURCE_EXHAUSTED, 60),
         errno.EIO: ("storage-unavailable", grpc.StatusCode.UNAVAILABLE, 2),
     }
     for number, expected in cases.items():

@@ -130,6 +130,7 @@ def test_the_status_page_shows_every_part():
         "dispatcher": {"connected": False, "waiting": 7, "oldest_wait_s": 61.0, "backfills": 5},
         "callbacks": {"pending": 12, "failing": 6, "failed": 8},
         "store": {"oldest_check_s": 3720.0},
+        "uploads": {"refusal": {"detail": "7 images are in flight and the limit is 6."}, "free_bytes": None},
         "models": [{"id": "tiny@0123456789ab", "state": "active", "covered": 3, "total": 4, "dim": 192}],
         "jobs": [
             {"name": "back_up", "started_at": None, "finished_at": "2026-03-02T00:00:05Z", "summary": "9 MB"}
@@ -147,6 +148,7 @@ def test_the_status_page_shows_every_part():
         "1 min 1 s",
         "5 to embed again",
         "1 h 2 min",
+        "refused: 7 images",
         "3 of 4",
         "back up",
     ):

@@ -23,6 +23,7 @@ from gateway.dispatcher import Dispatcher
 from gateway.events import EventHub, PostgresEvents
 from gateway.figures import SystemFigures
 from gateway.notifications import Bell, Bells, listen
+from gateway.pressure import Pressure, UploadLimits
 from gateway.probes import Probes
 from gateway.queues import BrokerDepths, QueueView
 from gateway.relay import CHANNEL as EVENTS_CHANNEL
@@ -52,6 +53,7 @@ class Gateway:
     events: EventHub
     dead_letters: DeadLetters
     queues: QueueView
+    pressure: Pressure
     figures: SystemFigures
     traces: TraceStore | None
     """None where this gateway keeps no traces."""
@@ -88,6 +90,7 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Gateway]:
     letters = DeadLetters(engine, links["replaying"], has_dead_letters=has_dead_letters)
     depths = BrokerDepths(links["depths"], has_dead_letters=has_dead_letters)
     queues = QueueView(engine, depths, results, has_dead_letters=has_dead_letters)
+    pressure = Pressure(engine, store, UploadLimits(settings.min_free_bytes, settings.max_backlog))
     bells: dict[str, Bell] = {
         DISPATCH_CHANNEL: dispatcher.bell,
         EVENTS_CHANNEL: relay.bell,
@@ -143,6 +146,7 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Gateway]:
             events=hub,
             dead_letters=letters,
             queues=queues,
+            pressure=pressure,
             figures=SystemFigures(engine, queues, results, traces),
             traces=traces,
         )

@@ -9,6 +9,14 @@ from darkroom.errors import PermanentError, TransientError
 RETRY_AFTER_S = 2
 """What a client is told: the dispatcher's and the pools' own pauses are of that order."""
 
+RETRY_AFTER_FULL_S = {"backlog-full": 10, "storage-full": 60}
+"""A backlog gets shorter by work, and room is made by people or by the sweeper."""
+
+
+def retry_after_s(problem: Problem) -> int | None:
+    """When the same request may be accepted; None: never, unless something about it changes."""
+    return RETRY_AFTER_FULL_S.get(problem.slug, RETRY_AFTER_S if problem.status == 503 else None)
+
 
 class UnavailableError(TransientError):
     """Another part of the system is away; `problem` says which, and the same request will work later."""

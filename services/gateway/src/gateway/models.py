@@ -432,6 +432,16 @@ class CallbackStatus(BaseModel):
     failed: int
 
 
+class UploadStatus(BaseModel):
+    """Whether uploads are taken: `refusal` is the problem that they are answered with, or null.
+
+    `free_bytes` is the room in the blob store, null where it grows as needed.
+    """
+
+    refusal: Problem | None
+    free_bytes: int | None
+
+
 class StoreStatus(BaseModel):
     """How far behind the rolling check of the blob store is: seconds since the photo was seen whole that waits longest.
 
@@ -449,6 +459,7 @@ class SystemStatus(BaseModel):
     dispatcher: DispatcherStatus
     callbacks: CallbackStatus
     store: StoreStatus
+    uploads: UploadStatus
     models: list[Model]
     jobs: list[Job]
     traces: TraceStoreStatus | None = Field(description="Null where this gateway keeps no traces.")

@@ -120,14 +120,30 @@ def broker_away(cause: BaseException) -> UnavailableError:
     )
 
 
-def storage_full() -> Problem:
-    """The blob store has no room left."""
+def storage_full(free_bytes: int | None = None, kept_free_bytes: int | None = None) -> Problem:
+    """The blob store has no room left, or only what is kept free."""
+    found = f" It has {free_bytes} bytes left and {kept_free_bytes} are kept free." if free_bytes is not None else ""
     return problem(
         "storage-full",
         "The blob store is full",
         507,
-        "There is no room for this upload; nothing of it was stored.",
-        remedy="Make room or enlarge the disk, then send the request again.",
+        f"There is no room for this upload; nothing of it was stored.{found}",
+        value=free_bytes,
+        limit=kept_free_bytes,
+        remedy="Make room or enlarge the disk, then send the request again; DARKROOM_MIN_FREE_BYTES stay free.",
+    )
+
+
+def backlog_full(in_flight: int, limit: int) -> Problem:
+    """More waits to be worked on than may."""
+    return problem(
+        "backlog-full",
+        "Too many images wait to be worked on",
+        503,
+        f"{in_flight} images are in flight and the limit is {limit}; nothing of this request was stored.",
+        value=in_flight,
+        limit=limit,
+        remedy="Send the same request again later; add workers, or raise DARKROOM_MAX_BACKLOG.",
     )
 
 

@@ -36,6 +36,10 @@ class GatewaySettings(
     """Loopback, for the same reason."""
     grpc_port: int = Field(50_051, ge=0, le=65_535)
     """0: any free port; the log says which."""
+    min_free_bytes: int = Field(2**30, ge=0)
+    """Of the blob store's disk, below which uploads are refused: thumbnails, backups and neighbours need room too."""
+    max_backlog: int = Field(1_000_000, ge=1)
+    """Images in flight above which uploads are refused: two days' work of one GPU, a third of what joins live for."""
     search_timeout_ms: int = Field(10_000, ge=1)
     """A query waits for at most the batch being computed: 16 of ViT-B/32 in float32 on one core are 2 s."""
     direct_download_s: int = Field(0, ge=0, le=7 * 86_400)

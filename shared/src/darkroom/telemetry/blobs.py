@@ -54,3 +54,6 @@ class TracedBlobs:
 
     def signed_url(self, key: str, expires_s: int) -> str | None:
         return self._store.signed_url(key, expires_s)
+
+    def free_bytes(self) -> int | None:
+        return self._store.free_bytes()

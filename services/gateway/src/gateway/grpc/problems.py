@@ -20,7 +20,7 @@ from opentelemetry.trace import Span, use_span
 
 from darkroom.contracts.problems import Problem
 from darkroom.telemetry import metrics
-from gateway.errors import RETRY_AFTER_S, InvalidFieldsError, RateLimitedError
+from gateway.errors import InvalidFieldsError, RateLimitedError, retry_after_s
 from gateway.problems import internal_error, problem_of
 from gateway.traces import end_server_span, server_span
 
@@ -54,9 +54,7 @@ def code_of(problem: Problem) -> grpc.StatusCode:
     return _CODES.get(problem.status, fallback)
 
 
-def rich_status(
-    problem: Problem, violations: tuple[tuple[str, str], ...] = (), retry_after_s: int | None = None
-) -> Status:
+def rich_status(problem: Problem, violations: tuple[tuple[str, str], ...] = (), retry_s: int | None = None) -> Status:
     """The status with all that a problem says; `violations` are the fields at fault, each with what is wrong."""
     told = {"value": problem.value, "limit": problem.limit, "remedy": problem.remedy, "file": problem.file}
     metadata = {name: _text(value) for name, value in told.items() if value is not None}
@@ -65,10 +63,9 @@ def rich_status(
         faults = [BadRequest.FieldViolation(field=name, description=_text(fault)) for name, fault in violations]
         details.append(BadRequest(field_violations=faults))
     code = code_of(problem)
-    if retry_after_s is None and code is grpc.StatusCode.UNAVAILABLE:
-        retry_after_s = RETRY_AFTER_S
-    if retry_after_s is not None:
-        details.append(RetryInfo(retry_delay=Duration(seconds=retry_after_s)))
+    retry_s = retry_after_s(problem) if retry_s is None else retry_s
+    if retry_s is not None:
+        details.append(RetryInfo(retry_delay=Duration(seconds=retry_s)))
     return Status(code=code.value[0], message=problem.detail, details=[_packed(detail) for detail in details])
 
 
@@ -144,8 +141,8 @@ async def _told(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Asy
             problem = internal_error()
         code = code_of(problem)
         violations = error.violations if isinstance(error, InvalidFieldsError) else ()
-        retry_after_s = error.retry_after_s if isinstance(error, RateLimitedError) else None
-        status = rpc_status.to_status(rich_status(problem, violations, retry_after_s))
+        retry_s = error.retry_after_s if isinstance(error, RateLimitedError) else None
+        status = rpc_status.to_status(rich_status(problem, violations, retry_s))
         await context.abort(status.code, status.details, status.trailing_metadata)
     finally:
         duration_s = time.monotonic() - started

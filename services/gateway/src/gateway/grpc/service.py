@@ -28,7 +28,7 @@ from gateway.receiving import FormLimits, received_parts
 from gateway.sniffing import media_type
 from gateway.tasks import find_task
 from gateway.traces import TraceContext, trace_of_call
-from gateway.uploads import accept_form, check_idempotency_key, read_options, refusals_counted
+from gateway.uploads import Accepted, accept_form, check_idempotency_key, read_options, refusals_counted
 
 HEARTBEAT_S = 15.0
 """As on the REST face: how long a watcher that resumes may have to read again, where nothing was of its business."""
@@ -73,20 +73,25 @@ class DarkroomService(DarkroomServicer):
     ) -> pb.UploadImageResponse:
         """Takes one picture."""
         with refusals_counted():
-            metadata = (await first_message(requests)).metadata
-            key = metadata.idempotency_key if metadata.HasField("idempotency_key") else None
-            if key is not None:
-                check_idempotency_key(key)
-            form_parts = parts(messages.upload_fields(metadata), metadata.filename, requests, context)
-            async with received_parts(form_parts, self._gateway.store, self._limits) as form:
-                options = read_options(form.fields, self._gateway.settings.outbound_policy)
-                await checkpoint()  # all bytes are here, but the client may have gone while they were synced
-                # From now on one that goes away does not stop what it has asked for.
-                with anyio.CancelScope(shield=True):
-                    accepted = await accept_form(self._gateway.engine, form, options, _trace(context), key)
+            async with self._gateway.pressure.admitted():
+                accepted = await self._take(requests, context)
         self._gateway.wake()
         answer = library.uploaded(accepted)
         return pb.UploadImageResponse(batch=messages.batch(answer.batch), image=messages.image(answer.images[0]))
+
+    async def _take(self, requests: AsyncIterator[pb.UploadImageRequest], context: Context) -> Accepted:
+        metadata = (await first_message(requests)).metadata
+        key = metadata.idempotency_key if metadata.HasField("idempotency_key") else None
+        if key is not None:
+            check_idempotency_key(key)
+        form_parts = parts(messages.upload_fields(metadata), metadata.filename, requests, context)
+        async with received_parts(form_parts, self._gateway.store, self._limits) as form:
+            options = read_options(form.fields, self._gateway.settings.outbound_policy)
+            await checkpoint()  # all bytes are here, but the client may have gone while they were synced
+            # From now on one that goes away does not stop what it has asked for.
+            with anyio.CancelScope(shield=True):
+                accepted = await accept_form(self._gateway.engine, form, options, _trace(context), key)
+        return accepted
 
     async def GetImage(self, request: pb.GetImageRequest, context: Context) -> pb.Image:
         """One image."""

@@ -67,7 +67,10 @@ async def upload(
             check_idempotency_key(idempotency_key)
         limits = FormLimits(gateway.settings.max_upload_files, gateway.settings.max_upload_bytes)
         body, content_type = request.stream(), request.headers.get("content-type")
-        async with received_form(body, content_type, gateway.store, limits) as form:
+        async with (
+            gateway.pressure.admitted(_content_length(request)),
+            received_form(body, content_type, gateway.store, limits) as form,
+        ):
             accepted = await accept_form(
                 gateway.engine,
                 form,
@@ -77,6 +80,12 @@ async def upload(
             )
     gateway.wake()
     return library.uploaded(accepted)
+
+
+def _content_length(request: Request) -> int:
+    """What a request says of its size; 0 for one that comes in pieces."""
+    said = request.headers.get("content-length", "")
+    return int(said) if said.isascii() and said.isdigit() else 0
 
 
 @router.get("/images", responses=answers_with())

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 
 from darkroom.contracts.problems import Problem, problem
 from gateway import problems
-from gateway.errors import RETRY_AFTER_S, RateLimitedError
+from gateway.errors import RateLimitedError, retry_after_s
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -22,7 +22,8 @@ class ProblemResponse(JSONResponse):
     media_type = MEDIA_TYPE
 
     def __init__(self, problem: Problem, headers: Mapping[str, str] | None = None) -> None:
-        retry = {"Retry-After": str(RETRY_AFTER_S)} if problem.status == 503 else {}
+        seconds = retry_after_s(problem)
+        retry = {} if seconds is None else {"Retry-After": str(seconds)}
         super().__init__(
             problem.model_dump(mode="json", exclude_none=True),
             problem.status,

@@ -30,6 +30,7 @@ from gateway.models import (
     StoreStatus,
     SystemStatus,
     Task,
+    UploadStatus,
 )
 from gateway.problems import database_away, storage_away
 from gateway.rest.dependencies import FromGateway
@@ -86,6 +87,7 @@ async def status(gateway: FromGateway) -> SystemStatus:
         oldest_check_s = await connection.run_sync(recovery.oldest_check_s)
         jobs = await connection.run_sync(upkeep.all_jobs)
         called = await connection.run_sync(callbacks.count_callbacks)
+    load = await gateway.pressure.load()
     return SystemStatus(
         version=version("darkroom-gateway"),
         ledger=Ledger(**counts),
@@ -97,6 +99,7 @@ async def status(gateway: FromGateway) -> SystemStatus:
             backfills=backlog.backfills,
         ),
         callbacks=CallbackStatus.model_validate(called),
+        uploads=UploadStatus(refusal=gateway.pressure.refusal(load), free_bytes=load.free_bytes),
         store=StoreStatus(oldest_check_s=oldest_check_s),
         models=[Model.model_validate(row) for row in models],
         jobs=[Job.model_validate(row) for row in jobs],
