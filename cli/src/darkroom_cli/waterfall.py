@@ -15,6 +15,7 @@ Json = Mapping[str, Any]
 SERVICES = {"gateway": "blue", "thumbnailer": "yellow", "embedder": "magenta", "scheduler": "green"}
 BARS = {"work": "█", "wait": "░", "batch": "▒"}
 DURATION_COLUMNS = 8
+"""Enough for all below a minute; longer ones, `59 min 59 s`, take what they need from the bars."""
 NAME_SHARE, NAME_COLUMNS = 0.38, range(26, 49)
 """The names get so much of the width, within these bounds; what nests deeper than that is cut."""
 
@@ -89,18 +90,20 @@ def _where(summary: Json, width: int) -> Table:
 
 def _waterfall(trace: Json, width: int) -> Table:
     names = min(max(round(width * NAME_SHARE), NAME_COLUMNS[0]), NAME_COLUMNS[-1])
-    columns = max(10, width - names - DURATION_COLUMNS - 2)
+    durations = [milliseconds_text(span["duration_ms"]) for span in trace["spans"]]
+    numbers = max([DURATION_COLUMNS, *map(len, durations)])
+    columns = max(10, width - names - numbers - 2)
     total = trace["summary"]["total_ms"]
     shown = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=False)
     shown.add_column(width=names, no_wrap=True, overflow="ellipsis")
-    shown.add_column(width=DURATION_COLUMNS, no_wrap=True, justify="right")
+    shown.add_column(width=numbers, no_wrap=True, justify="right")
     shown.add_column(width=columns, no_wrap=True)
-    for span in trace["spans"]:
+    for span, duration in zip(trace["spans"], durations, strict=True):
         first, length = bar(span["start_ms"], span["duration_ms"], total, columns)
         style = "red" if span["status"] == "error" else _style(span["category"], span["service"])
         shown.add_row(
             _name(span, names),
-            milliseconds_text(span["duration_ms"]),
+            duration,
             Text.assemble(" " * first, (BARS[span["category"]] * length, style)),
         )
     return shown

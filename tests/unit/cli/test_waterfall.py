@@ -65,6 +65,15 @@ def test_at_80_columns_a_photo_looks_so():
     assert "       batch ×8                   30 ms                            ▒▒▒▒" in lines  # noqa: RUF001
 
 
+def test_a_wait_of_more_than_a_minute_is_told_in_full():
+    spans = Recorder()
+    server = call(spans)
+    spans.add("gateway", "wait dispatch", 10, 754_010, server)
+    lines = lines_of(answer(spans, trace_id(server)), 80)
+    assert any(line.startswith(" wait dispatch ") and " 12 min 34 s " in line for line in lines)
+    assert max(map(len, lines)) <= 80
+
+
 def test_what_went_wrong_is_said_once_and_what_goes_on_is_marked():
     spans = Recorder()
     server = call(spans)
