@@ -186,7 +186,7 @@ def test_the_ledger_adds_up_and_counts_what_was_accepted(darkroom, shapes, url):
 
 def test_the_status_shows_services_jobs_models_and_the_ledger(darkroom, shapes, folder):
     """Jobs that have never run are due at once."""
-    jobs = ("audit_ledger", "back_up", "clean_up", "reconcile", "report_usage")
+    jobs = ("audit_ledger", "back_up", "check_blobs", "clean_up", "hint_callbacks", "reconcile", "report_usage")
 
     def all_have_run() -> bool:
         state = json.loads(darkroom("status", "--json").stdout)

@@ -104,7 +104,7 @@ def test_a_failed_backup_leaves_nothing_and_shows_no_password(engine: Engine, st
     with pytest.raises(BackupError, match="pg_dump ended with status 1: no such server"):
         back_up(engine, store, "postgresql+psycopg://dark:s3cret@db.example/photos", tmp_path, NOW)
     assert list(store.walk("backups/")) == list(store.walk("incoming/")) == []
-    assert (tmp_path / "arguments").read_text() == "--format=custom --no-password\n"
+    assert (tmp_path / "arguments").read_text() == "--format=custom --no-password --exclude-table-data=trace_rows\n"
     with engine.connect() as connection:
         assert connection.execute(select(backups)).all() == []
 
