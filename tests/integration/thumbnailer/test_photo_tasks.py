@@ -1,12 +1,17 @@
 """The thumbnailer's tasks in this process: what becomes of errors in the middle of the work on a picture."""
 
 import hashlib
+import os
+import subprocess
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
+from conftest import eventually
 from redis import Redis
 from thumbnailer_bench import RECIPE, picture
 
@@ -21,7 +26,16 @@ from darkroom.storage import FileStore
 from darkroom.tries import TriesMarkers
 from thumbnailer import decoding, describing, rendering
 from thumbnailer.decoding import Limits
-from thumbnailer.tasks import Photo, Resources, hint, is_at_work
+from thumbnailer.tasks import (
+    Photo,
+    Resources,
+    StalledError,
+    computed_s,
+    hint,
+    is_at_work,
+    too_late,
+    within_time,
+)
 
 DATA = picture()
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -99,6 +113,32 @@ def test_a_time_limit_that_servers_used_up_is_not_the_picture_s_fault(
     with pytest.raises(TransientError, match="servers the rest"):
         photo.prepare(PREPARE, DELIVERY)
     assert redis.keys("tries:*") == []
+
+
+@pytest.mark.parametrize(("computes_s", "error"), [(2, StalledError), (3, PermanentError)])
+def test_a_time_limit_says_nothing_of_a_picture_whose_process_stood_still(
+    monkeypatch: pytest.MonkeyPatch, computes_s: int, error: type[Exception]
+) -> None:
+    clocks = SimpleNamespace(monotonic=count(0, 25).__next__, process_time=count(0, computes_s).__next__)
+    monkeypatch.setattr("thumbnailer.tasks.time", clocks)
+
+    with pytest.raises(error), within_time(25):
+        raise SoftTimeLimitExceeded
+
+
+def test_a_time_limit_blames_the_picture_where_nobody_knows_what_was_computed() -> None:
+    assert isinstance(too_late(30, None), PermanentError)
+
+
+def test_what_a_process_has_computed_is_known_until_it_is_gone() -> None:
+    child = subprocess.Popen(["sleep", "60"])
+    assert computed_s(child.pid) == pytest.approx(0, abs=5)
+    child.kill()
+    child.wait()
+    assert computed_s(child.pid) is None
+    before = computed_s(os.getpid())
+    assert before is not None
+    eventually(lambda: (computed_s(os.getpid()) or 0) > before)  # asking takes time, too
 
 
 def test_a_killed_child_is_held_against_its_photo_only_if_it_was_busy_with_it(redis: Redis) -> None:

@@ -75,3 +75,20 @@ def test_photos_that_overrun_a_time_limit_fail_and_a_child_that_hangs_is_replace
     assert ids["embed"] not in {each.task_id for each in bench.messages("embed")}
     assert bench.dead_letters() == []
     worker.stop()
+
+
+def test_a_child_that_was_stopped_beyond_every_limit_is_no_photo_s_fault(bench: Bench) -> None:
+    worker = bench.start(DARKROOM_TASK_SOFT_LIMIT_S="4", DARKROOM_TASK_HARD_LIMIT_S="6")
+    bench.ready()
+    innocent = bench.keep(picture(width=6000, height=6000, seed=5))
+    task_id = bench.prepare(innocent, generation=2)
+    pid = bench.child_working_on(task_id)
+    os.kill(pid, signal.SIGSTOP)  # nobody lets it go on: the worker kills it at the hard limit
+
+    [loss] = eventually(lambda: bench.losses(innocent))
+
+    assert (loss.generation, loss.cause.partition(":")[0]) == (2, "StalledError")
+    assert bench.failures(innocent) == []
+    eventually(lambda: len(children(worker) - {pid}) == 2)
+    bench.answer(bench.prepare(innocent, generation=3))
+    worker.stop()

@@ -24,8 +24,8 @@ from darkroom import topology
 from darkroom.celery_app import create_app, declare_topology, request
 from darkroom.contracts.base import Lane, Message
 from darkroom.contracts.keys import Recipe, original_key
-from darkroom.contracts.messages import Prepare, RecordFailure, Thumbnails
-from darkroom.contracts.tasks import PREPARE, RECORD_FAILURE, THUMBNAILS
+from darkroom.contracts.messages import Prepare, RecordFailure, RecordLoss, Thumbnails
+from darkroom.contracts.tasks import PREPARE, RECORD_FAILURE, RECORD_LOSS, THUMBNAILS
 from darkroom.settings import BrokerSettings, TaskSettings
 from darkroom.storage import FileStore
 from darkroom.workflow import Dispatch, image_workflow, task_ids
@@ -199,6 +199,14 @@ class Bench:
             RecordFailure.from_wire(each.message)
             for each in self.messages("finalize")
             if each.name == RECORD_FAILURE.name and each.message["sha256"] == sha256
+        ]
+
+    def losses(self, sha256: str) -> list[RecordLoss]:
+        """The losses that were published for an original so far."""
+        return [
+            RecordLoss.from_wire(each.message)
+            for each in self.messages("finalize")
+            if each.name == RECORD_LOSS.name and each.message["sha256"] == sha256
         ]
 
     def answer_as_worker(self, received: Received, result: Message) -> None:

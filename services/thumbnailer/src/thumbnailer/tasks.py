@@ -1,11 +1,13 @@
 """The thumbnailer's side of the contracts: load, call a pure function, store, answer."""
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TypeVar
 
 from celery import Celery
@@ -15,7 +17,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from darkroom import topology
-from darkroom.celery_app import PUBLISH_OPTIONS, Delivery, bind, report_failure
+from darkroom.celery_app import PUBLISH_OPTIONS, Delivery, bind, report_failure, report_loss
 from darkroom.contracts import keys
 from darkroom.contracts.base import BlobKey, Message, ThumbnailSize
 from darkroom.contracts.events import ImagePrepared
@@ -49,6 +51,15 @@ from thumbnailer.problems import ran_out_of_memory, took_too_long, unforeseen
 log = logging.getLogger(__name__)
 
 ManifestT = TypeVar("ManifestT", bound=Message)
+
+
+BUSY_SHARE = 0.1
+"""Of a time limit must have been computed before it says anything of the picture. Beside nine others on one core a
+process gets that much; one that was stopped, or whose machine was, has a few thousandths."""
+
+
+class StalledError(TransientError):
+    """A time limit was overrun, but hardly anything computed: the process was stopped, or its machine overloaded."""
 
 
 class DamagedRenditionError(TransientError):
@@ -192,16 +203,17 @@ def within_time(limit_s: int) -> Iterator[None]:
 
     Nothing in here touches a server or a disk, so the next try would end the same way: Celery's soft time limit, which
     strikes between two steps of a decoder, a lack of memory, and errors that nobody has foreseen. But the limit counts
-    the whole task: where waiting for a server used up most of it, a `TransientError` has it tried again.
+    the whole task: where waiting for a server used up most of it, or the process stood still, a `TransientError` has
+    it tried again.
     """
-    begun = time.monotonic()
+    begun, computed_before_s = time.monotonic(), time.process_time()
     try:
         yield
     except SoftTimeLimitExceeded as late:
         spent_s = time.monotonic() - begun
         if spent_s < limit_s / 2:
             raise TransientError(f"of {limit_s} s the picture had {spent_s:.1f}, servers the rest") from late
-        raise took_too_long(limit_s) from late
+        raise too_late(limit_s, time.process_time() - computed_before_s) from late
     except DarkroomError:
         raise
     except MemoryError as error:
@@ -211,6 +223,23 @@ def within_time(limit_s: int) -> Iterator[None]:
         raise unforeseen(error) from error
 
 
+def too_late(limit_s: int, computed_s: float | None) -> PermanentError | StalledError:
+    """What a time limit that was overrun says, after so many seconds of computing; None: not known how many."""
+    if computed_s is not None and computed_s < BUSY_SHARE * limit_s:
+        return StalledError(f"{computed_s:.1f} s of the {limit_s} s were computed: the process stood still")
+    return took_too_long(limit_s)
+
+
+def computed_s(pid: int) -> float | None:
+    """Seconds that a process has computed since it began; None where it is gone, or the system does not tell."""
+    try:
+        # Behind the program's name in brackets, which may hold anything, user and system time are at 11 and 12.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class PhotoRequest(TracedRequest):
     """A request whose photo fails when its child had to be killed for overrunning the hard time limit.
 
@@ -218,15 +247,28 @@ class PhotoRequest(TracedRequest):
     that was killed while it waited for a server, the reconciler finds the work.
     """
 
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        self.computed_before_s = computed_s(pid)
+        super().on_accepted(pid, time_accepted)
+
     def on_timeout(self, soft: bool, timeout: int) -> None:
         message = self.kwargs.get("message", {})
         try:
             # Before the message is acknowledged: should we end in between, it is delivered and told again.
             if not soft and "generation" in message and is_at_work(self.app.conf.darkroom_tries, self.id):
                 with tracing.within(self.trace_context):
-                    report_failure(self.app, Work.from_wire(message), took_too_long(timeout))
+                    self._tell(Work.from_wire(message), timeout)
         finally:
             super().on_timeout(soft, timeout)
+
+    def _tell(self, work: Work, limit_s: int) -> None:
+        now_s = None if self.worker_pid is None else computed_s(self.worker_pid)
+        before_s = getattr(self, "computed_before_s", None)
+        error = too_late(limit_s, None if now_s is None or before_s is None else now_s - before_s)
+        if isinstance(error, PermanentError):
+            report_failure(self.app, work, error)
+        else:
+            report_loss(self.app, work, error)
 
 
 def is_at_work(tries: TriesMarkers, task_id: str) -> bool:
