@@ -89,6 +89,23 @@ def test_the_secret_of_callbacks_can_sign(tmp_path: Path) -> None:
     assert key.decode() == json.loads((tmp_path / KEPT).read_text())["webhook"]
 
 
+def test_callbacks_are_signed_with_the_secret_before_too_until_it_is_retired(tmp_path: Path) -> None:
+    def keys() -> list[bytes]:
+        return list(read_keys((tmp_path / "callbacks/DARKROOM_WEBHOOK_SECRET").read_text()))
+
+    provision(tmp_path)
+    (first,) = keys()
+    provision(tmp_path, rotate=["webhook"])
+    second, also = keys()
+    assert also == first != second
+    provision(tmp_path)  # as at every start
+    assert keys() == [second, first]
+    provision(tmp_path, retire=True)
+    assert keys() == [second]
+    provision(tmp_path)
+    assert keys() == [second]
+
+
 def test_nobody_but_the_provisioner_may_read_what_is_kept(tmp_path: Path) -> None:
     provision(tmp_path)
 

@@ -41,6 +41,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     provisioning = commands.add_parser("provision", help="Writes each service's secrets into a folder of its own.")
     provisioning.add_argument("folder", type=Path)
     provisioning.add_argument("--rotate", action="append", default=[], choices=SECRETS, help="make this one anew")
+    provisioning.add_argument("--retire", action="store_true", help="sign callbacks with the newest secret only")
     provisioning.set_defaults(run=make_secrets)
 
 
@@ -78,7 +79,7 @@ def restore_backup(arguments: argparse.Namespace) -> int:
 
 def make_secrets(arguments: argparse.Namespace) -> int:
     """Makes the secrets that are missing, and writes them where the services find them."""
-    provision(arguments.folder, rotate=arguments.rotate)
+    provision(arguments.folder, rotate=arguments.rotate, retire=arguments.retire)
     return 0
 
 

@@ -13,6 +13,9 @@ from pathlib import Path
 from scheduler.broker_users import USERS, definitions
 
 DATABASE, RESULTS, WEBHOOK = "postgres", "redis", "webhook"
+WEBHOOK_BEFORE = "webhook-before"
+"""The secret that callbacks are signed with as well, until every receiver has the new one."""
+
 SECRETS = (DATABASE, RESULTS, WEBHOOK, *USERS)
 """Every password by the name of what asks for it. All are made of letters, digits, `-` and `_`."""
 
@@ -23,12 +26,22 @@ WITH_DATABASE = ("gateway", "scheduler", "callbacks")
 
 
 def provision(
-    folder: Path, *, rotate: Collection[str] = (), make: Callable[[], str] = lambda: secrets.token_urlsafe(32)
+    folder: Path,
+    *,
+    rotate: Collection[str] = (),
+    retire: bool = False,
+    make: Callable[[], str] = lambda: secrets.token_urlsafe(32),
 ) -> None:
-    """Writes every service's files below `folder`; makes the secrets that are missing and those to `rotate`."""
+    """Writes every service's files below `folder`; makes the secrets that are missing and those to `rotate`.
+
+    Callbacks are signed with the secret before as well, from its rotation until one is told to `retire` it.
+    """
     kept = folder / KEPT
     known: dict[str, str] = json.loads(kept.read_text()) if kept.exists() else {}
+    before = known.get(WEBHOOK if WEBHOOK in rotate else WEBHOOK_BEFORE)
     known = {name: make() if name in rotate or name not in known else known[name] for name in SECRETS}
+    if before and not retire:
+        known[WEBHOOK_BEFORE] = before
     _write(kept, json.dumps(known), mode=0o400)
     for name, content in files(known, salt=secrets.token_bytes(4)).items():
         # For all in the container that has the volume; their user is not ours.
@@ -43,7 +56,11 @@ def files(known: Mapping[str, str], salt: bytes) -> dict[str, str]:
         f"{RESULTS}/password": known[RESULTS],
         "rabbitmq/definitions.json": definitions(known, salt),
         "monitor/password": known["monitor"],
-        "callbacks/DARKROOM_WEBHOOK_SECRET": "whsec_" + base64.b64encode(known[WEBHOOK].encode()).decode(),
+        "callbacks/DARKROOM_WEBHOOK_SECRET": " ".join(
+            f"whsec_{base64.b64encode(known[name].encode()).decode()}"
+            for name in (WEBHOOK, WEBHOOK_BEFORE)
+            if name in known
+        ),
     }
     for user in USERS.keys() - {"monitor"}:
         found[f"{user}/DARKROOM_BROKER_URL"] = f"amqp://{user}:{known[user]}@rabbitmq:5672//"
