@@ -1,12 +1,12 @@
 """The last step: what the workers left is checked in the blob store, and only then it is true."""
 
+from __future__ import annotations
+
 import io
 import logging
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import ValidationError
 from sqlalchemy import Connection, Engine
 
@@ -18,6 +18,10 @@ from darkroom.database import outcomes, vectors
 from darkroom.database.outcomes import Artefacts
 from darkroom.errors import TransientError
 from darkroom.storage import BlobStore
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +44,8 @@ def check_vector(data: bytes, dim: int) -> NDArray[np.float16]:
 
     Raises `UnusableArtefactError` for anything else.
     """
+    import numpy as np  # 6 MB in each process of the scheduler, of which one needs it
+
     try:
         vector = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:

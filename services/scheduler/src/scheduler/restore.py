@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from alembic.util.exc import CommandError
 from sqlalchemy import Engine
 
 from darkroom.contracts.base import BlobKey, ModelId, Sha256
@@ -113,6 +112,8 @@ def restore_database(
     # One transaction: after a failure the database is empty, and the same command works again.
     options = ["--single-transaction", "--exit-on-error", "--no-owner", "--no-privileges", "--no-comments"]
     backups.restore_into("--dbname=postgresql:///", environment, dump.read(), bin_dir, *options)
+    from alembic.util.exc import CommandError  # of all processes of the scheduler, this one alone needs Alembic
+
     try:
         migrate(engine)
     except CommandError as error:

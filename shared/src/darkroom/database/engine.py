@@ -1,15 +1,15 @@
 """Connections, and bringing a database up to the present schema."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import Engine, create_engine, text
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from darkroom.settings import DatabaseSettings
 from darkroom.telemetry.database import trace_transactions
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 _MIGRATION_LOCK = 0x6461726B  # "dark": two services that start at once must not migrate at once
 
@@ -37,8 +37,10 @@ def sync_engine(settings: DatabaseSettings) -> Engine:
     return engine
 
 
-def async_engine(settings: DatabaseSettings) -> AsyncEngine:
+def async_engine(settings: DatabaseSettings) -> "AsyncEngine":
     """A pool for an event loop; connects on first use."""
+    from sqlalchemy.ext.asyncio import create_async_engine  # 6 MB in each process, of which one needs it
+
     engine = create_async_engine(settings.database_url.get_secret_value(), **_options(settings))
     trace_transactions(engine.sync_engine)
     return engine
@@ -46,6 +48,9 @@ def async_engine(settings: DatabaseSettings) -> AsyncEngine:
 
 def migrate(engine: Engine) -> None:
     """Brings the schema up to date. Safe to call from several processes at once and on an up-to-date database."""
+    from alembic import command  # 8 MB in each process, of which the one that migrates needs it and ends
+    from alembic.config import Config
+
     with engine.connect() as connection:
         connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _MIGRATION_LOCK})
         connection.commit()

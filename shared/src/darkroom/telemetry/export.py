@@ -21,6 +21,11 @@ TREE_SPANS = 512
 """Of an unsampled local tree that are held until it is known whether one of them failed; later ones are dropped."""
 
 
+def load() -> None:
+    """Imports all that exporting needs, for children forked afterwards to share: 6 MB less in each of them."""
+    OTLPSpanExporter()  # it imports its HTTP client only when it is made
+
+
 def new_provider(
     settings: TracingSettings,
     service: str,

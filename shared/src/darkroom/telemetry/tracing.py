@@ -56,7 +56,9 @@ def prepare(service: str, node: str) -> None:
     """For a parent process that records nothing itself, once before it forks children that `start`."""
     _Process.identity = (service, node)
     if TracingSettings().is_on:
-        import darkroom.telemetry.export  # noqa: F401 (0.1 s and 10 MB, that the children then share)
+        from darkroom.telemetry.export import load
+
+        load()
 
 
 def start(service: str, node: str | None = None, exporter: "SpanExporter | None" = None) -> None:
