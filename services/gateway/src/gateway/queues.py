@@ -134,7 +134,7 @@ class QueueView:
             gone = [name for name, text in zip(names, told, strict=True) if text is None]
             if gone:  # one that comes back adds its name again
                 await self._results.srem(presence.INDEX, *gone)
-        return [WorkerPresence.model_validate_json(text, extra="ignore") for text in told if text is not None]
+        return [WorkerPresence.from_json(text) for text in told if text is not None]
 
     async def _standing(self) -> Standing:
         def read(connection: Connection) -> Standing:

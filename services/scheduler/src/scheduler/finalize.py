@@ -115,7 +115,7 @@ def _store_vector(connection: Connection, model: ModelId, sha256: Sha256, vector
 
 def _load_manifest(store: BlobStore, key: BlobKey, model: type[ManifestT], sha256: Sha256) -> ManifestT:
     try:
-        manifest = model.model_validate_json(store.get(key), extra="ignore")
+        manifest = model.from_json(store.get(key))
     except ValidationError as error:
         raise UnusableArtefactError(f"{key} cannot be read: {error}") from error
     if manifest.sha256 != sha256:

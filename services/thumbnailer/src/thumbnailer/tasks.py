@@ -187,7 +187,7 @@ class Photo:
     def _read_manifest(self, key: BlobKey, model: type[ManifestT]) -> ManifestT | None:
         """The manifest, or None where there is none that can be read: then the work is done again."""
         try:
-            return model.model_validate_json(self._store.get(key))
+            return model.from_json(self._store.get(key))
         except (BlobMissingError, ValidationError):
             return None
 

@@ -66,6 +66,11 @@ class Message(Frozen):
         """The message in a decoded JSON object; raises `pydantic.ValidationError` when a known field is wrong."""
         return cls.model_validate(payload, extra="ignore")
 
+    @classmethod
+    def from_json(cls, text: bytes | str) -> Self:
+        """The same from what is stored as JSON text; raises `pydantic.ValidationError` for what is no JSON too."""
+        return cls.model_validate_json(text, extra="ignore")
+
     def to_wire(self) -> dict[str, Any]:
         """A JSON-compatible object without the fields that are None. Defaults are sent: a later one may differ."""
         return self.model_dump(mode="json", exclude_none=True)
