@@ -8,7 +8,7 @@ SOURCES := $(wildcard shared/pyproject.toml services/*/pyproject.toml cli/pyproj
 PROTO := shared/src/darkroom/rpc/v1/darkroom.proto
 OUT := shared/src
 
-.PHONY: demo up test check servers proto clean
+.PHONY: demo up test chaos check servers proto clean
 
 demo: $(VENV)/.installed  ## Start everything on this machine, upload samples, search them. ARGS=--exit ends by itself.
 	$(BIN)/darkroom demo $(ARGS)
@@ -20,6 +20,9 @@ up: $(VENV)/.installed  ## Start everything on this machine and serve.
 test: $(VENV)/.installed-dev servers  ## Everything that must hold. ARGS goes to pytest.
 	$(MAKE) --no-print-directory check
 	$(BIN)/pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+chaos: $(VENV)/.installed-dev servers  ## A storm over a Darkroom of its own; docs/chaos.md. ARGS=--long: half an hour.
+	$(BIN)/python tests/chaos/run_storm.py $(ARGS)
 
 check: $(VENV)/.installed-dev  ## Style, types and walls, in seconds.
 	$(BIN)/ruff format --check --quiet .
