@@ -33,6 +33,7 @@ from PIL import (
 )
 
 from thumbnailer import containers, problems
+from thumbnailer.resampling import resample
 
 # One picture at a time on one core in each worker process: more threads would only take the neighbours' cores.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
@@ -219,12 +220,10 @@ def _blaming_the_picture(name: str, size: tuple[int, int] | None) -> Iterator[No
 def _shrink(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The picture at `size` in 8 bits a channel, mode L, La, RGB, RGBa, CMYK or LAB; alpha is premultiplied."""
     values = _value_range(image)
-    # Averaging whole blocks first is several times faster than resampling everything; twice the size that is wanted
-    # leaves the resampling enough to work with (Pillow's own `reducing_gap` of 2).
-    factor = max(1, min(image.width // size[0], image.height // size[1]) // 2)
+    # Averaging whole blocks first is several times faster than resampling everything, and leaves a ratio below 2.
+    factor = max(1, min(image.width // size[0], image.height // size[1]))
     if factor == 1:
-        image = _eight_bit(image, values)
-        return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+        return resample(_eight_bit(image, values), size)
     # In bands, so that the copies which the conversions make stay small beside the decoded picture itself.
     rows = factor * 128
     reduced: Image.Image | None = None
@@ -236,7 +235,9 @@ def _shrink(image: Image.Image, size: tuple[int, int]) -> Image.Image:
         reduced.paste(band, (0, top // factor))
     if reduced is None:
         raise ValueError("a picture without rows")
-    # The last block of a row or column can be a partial one: the box counts only the part that is there.
+    if image.width % factor == image.height % factor == 0:
+        return resample(reduced, size)
+    # The last block of a row or column is a partial one: the box counts only the part that is there.
     covered = (0, 0, image.width / factor, image.height / factor)
     return reduced.resize(size, Image.Resampling.BICUBIC, box=covered)
 

@@ -35,9 +35,8 @@ def thumbhash(image: Image.Image) -> str:
 
     `image` has mode RGB or RGBA and any size. Format: https://evanw.github.io/thumbhash/.
     """
-    image = image.convert("RGBA")
     # The format is defined up to 100 x 100; its highest frequency is 7 half-waves, so nothing is lost.
-    image.thumbnail((100, 100), Image.Resampling.BOX)
+    image = _reduced(image, 100)
     width, height = image.size
     pixels = np.asarray(image, dtype=np.float64) / 255
     alpha = pixels[..., 3]
@@ -85,9 +84,7 @@ def palette(image: Image.Image) -> list[Swatch]:
 
     `image` has mode RGB or RGBA; pixels that are more than half transparent do not count.
     """
-    reduced = image.convert("RGBA")
-    reduced.thumbnail((64, 64), Image.Resampling.BOX)
-    pixels = np.asarray(reduced).reshape(-1, 4)
+    pixels = np.asarray(_reduced(image, 64)).reshape(-1, 4)
     visible = np.ascontiguousarray(pixels[pixels[:, 3] >= 128, :3])
     if not len(visible):
         return []
@@ -117,6 +114,14 @@ def perceptual_hash(image: Image.Image) -> str:
     bits = frequencies > np.median(frequencies[1:])
     bits[0] = False
     return np.packbits(bits).tobytes().hex()
+
+
+def _reduced(image: Image.Image, side: int) -> Image.Image:
+    """The picture in mode RGBA with a long side of at most `side`, in which every pixel of it counts alike."""
+    # Whole blocks first: everything after it is then work on few pixels.
+    image = image.reduce(max(1, max(image.size) // (2 * side))).convert("RGBA")
+    image.thumbnail((side, side), Image.Resampling.BOX, reducing_gap=None)
+    return image
 
 
 def _cosines(samples: int, terms: int) -> Floats:
