@@ -77,7 +77,7 @@ SERVICES = (
         ("darkroom-gateway",),
         has_database=True,
         is_worker=False,
-        grace_s=25.0,
+        grace_s=35.0,  # 20 s for requests in flight, the rest for its threads
         is_needed_to_the_end=True,
     ),
     Service("thumbnailer", ("darkroom-thumbnailer", "--lane", "interactive")),

@@ -328,12 +328,21 @@ def test_after_a_kill_everything_is_computed_and_what_was_computing_runs_alone(
     assert [name for name, _ in tasks_in(broker_url, "finalize") if name == RECORD_FAILURE.name] == []
 
 
-@on_rabbitmq
-def test_a_stop_in_mid_batch_leaves_no_suspicion(start_worker, client, store, redis):
+def test_a_stop_in_mid_batch_hands_everything_back_and_leaves_no_suspicion(
+    start_worker, client, store, redis, broker_url
+):
     worker = start_worker(DARKROOM_BATCH_SIZE="4")
     results = fill_model(worker, client, store, redis, range(20))
+    soon(lambda: worker.received(EMBED) >= 8)  # one batch is computed, and another one waits
     os.kill(worker.process.pid, signal.SIGTERM)
+    soon(lambda: "Warm shutdown" in worker.process.log_tail(1000))
     worker.switch("closed", on=False)
+    worker.process.wait()
+    assert worker.process.exit_status == 0
+    assert tries(redis) == 0
+    with Connection(broker_url) as connection, connection.channel() as channel:
+        waiting = topology.task_queue("embed.bulk")(channel)
+        soon(lambda: waiting.queue_declare(passive=True).message_count >= 16)  # visible to other workers at once
     worker.restart()
     all_succeed(results)
     assert worker.events("embedder.alone") == []

@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import eventually
@@ -159,6 +160,27 @@ def test_a_dispatcher_that_died_before_stamping_costs_one_duplicate(
     assert original(engine, image["sha256"]).generation == 2
 
 
+def test_a_dispatcher_that_stops_in_mid_batch_gives_the_rest_to_another(
+    gateway: Served, amqp_url: str, redis_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway.accepted(*[picture(n) for n in range(5)])
+    stopping, another = (new_dispatcher(engine, amqp_url, redis_url) for _ in range(2))
+    stop, workflow = threading.Event(), dispatching.image_workflow
+
+    def second_to_last(*arguments: Any) -> Any:
+        if len(published) == 1:
+            stop.set()
+        published.append(arguments)
+        return workflow(*arguments)
+
+    published: list[Any] = []
+    monkeypatch.setattr(dispatching, "image_workflow", second_to_last)
+    stopping.run(stop)
+    assert len(published) == 2
+    assert another.dispatch_once() == 3
+    assert len(set(dispatched_hashes(amqp_url))) == 5
+
+
 def test_an_old_dispatch_does_not_stamp_over_a_newer_request(
     gateway: Served, amqp_url: str, redis_url: str, engine: Engine, photo: bytes
 ) -> None:
@@ -288,7 +310,8 @@ def test_the_gateway_outlives_a_restart_of_postgresql(
         assert gateway.http.get("/readyz").status_code == 503
         assert gateway.http.get("/healthz").status_code == 200
         server.start()
-        gateway.accepted(picture(1))
+        # That it was away is held against uploads for a second.
+        eventually(lambda: gateway.upload(picture(1)).status_code == 202)
         eventually(all_dispatched(engine, 2))
         engine.dispose()
     finally:

@@ -129,6 +129,8 @@ def test_watches_end_with_the_gateway_and_do_not_hold_it_up(gateway: Served, stu
     events = gateway.parts.events
     events._loop.call_soon_threadsafe(events.close)
     for stream in streams:
-        assert not [message for message in stream if message.HasField("event")]
-        assert stream.code() is grpc.StatusCode.OK
+        with pytest.raises(grpc.RpcError) as error:
+            list(stream)
+        assert refused(error.value).slug == "gateway-stopping"
+        assert error.value.code() is grpc.StatusCode.UNAVAILABLE
     eventually(lambda: not events._waiting)

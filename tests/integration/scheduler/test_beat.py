@@ -64,6 +64,11 @@ def test_a_standby_takes_over_from_a_killed_leader_and_repeats_nothing(spawn: Sp
     seldom = [job.name for job in JOBS if job.expires_s > 60]
     assert {name: sent(engine, name) for name in seldom} == {name: first[name] for name in seldom}
 
+    assert standby.pid is not None
+    os.kill(standby.pid, signal.SIGTERM)
+    eventually(lambda: not standby.is_running, within_s=10)  # the grace period of docker-compose.yml
+    assert standby.exit_status == 0
+
 
 @on_redis
 def test_a_leader_outlives_a_flushed_redis_and_goes_on_delivering(spawn: Spawn, engine: Engine, redis_url: str) -> None:

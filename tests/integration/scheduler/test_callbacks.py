@@ -189,6 +189,26 @@ def test_a_callback_whose_worker_is_killed_comes_again(
 
 
 @on_redis
+def test_a_stop_ends_the_attempt_under_way_and_leaves_the_rest_as_rows(
+    start: Callable[..., ChildProcess], app: Celery, engine: Engine, store: BlobStore, receiver: Receiver
+) -> None:
+    for name in "abc":
+        failed_photo(engine, store, name, receiver.url)
+    receiver.answers = [HANG]
+    worker = start(DARKROOM_CALLBACK_HOST_LIMIT="1", DARKROOM_CALLBACK_TIMEOUT_S="3")
+    hint_at_due(app)
+    eventually(lambda: receiver.received, within_s=60)
+    os.kill(worker.pid or 0, signal.SIGTERM)
+    eventually(lambda: not worker.is_running, within_s=85)  # the grace period of docker-compose.yml
+    assert worker.exit_status == 0
+    assert {row.lease_until for row in callbacks(engine)} == {None}
+    tried = [row for row in callbacks(engine) if row.attempts]
+    assert len(tried) == len(receiver.received)
+    assert sum(row.state == "pending" for row in tried) == 1
+    assert {row.attempts for row in callbacks(engine)} <= {0, 1}
+
+
+@on_redis
 def test_callbacks_outlive_a_flushed_redis(
     start: Callable[..., ChildProcess],
     spawn: Spawn,

@@ -1,11 +1,14 @@
 """Finishing photos on a real PostgreSQL, and through the real worker on both brokers."""
 
+import os
+import signal
 import threading
 from collections.abc import Callable
 
 import pytest
 from celery import Celery
 from conftest import eventually
+from kombu import Connection
 from redis import Redis
 from scheduler_photos import (
     MODEL,
@@ -24,6 +27,7 @@ from scheduler_photos import (
 )
 from sqlalchemy import Engine, func, select, text
 
+from darkroom import topology
 from darkroom.celery_app import create_app, declare_topology, request
 from darkroom.contracts import keys
 from darkroom.contracts.messages import ModelReference, RecordEmbedding, RecordFailure, RegisterModel
@@ -36,6 +40,7 @@ from darkroom.storage import BlobStore, open_blob_store
 from darkroom.workflow import task_ids
 from darkroom_cli.servers import ChildProcess
 from scheduler.finalize import UnknownModelError, UnusableArtefactError, add_vector, finish, load_artefacts
+from scheduler.worker import FINALIZE_THREADS
 
 
 @pytest.fixture
@@ -262,3 +267,31 @@ def test_a_blob_that_comes_late_is_waited_for(
     eventually(lambda: worker_log.log_tail(1000).count("Retry in") >= 2, within_s=60)
     store.put(key, vector)
     eventually(lambda: state_of(engine, photo) == "ready", within_s=60)
+
+
+def test_a_stop_commits_what_is_under_way_and_hands_back_the_rest(
+    spawn: Callable[..., ChildProcess], app: Celery, engine: Engine, store: BlobStore, broker_url: str
+) -> None:
+    register_model(engine)
+    photos = [upload(engine, store, f"photo {number}") for number in range(30)]
+    dispatch_all(engine)
+    worker = spawn("darkroom-scheduler", "finalize")
+    with engine.begin() as connection:
+        connection.execute(text("SELECT FROM originals FOR UPDATE"))  # holds every transaction up
+        for photo in photos:
+            call = request(app, FINALIZE, finalize_message(photo.sha256), takes_result=True)
+            call.apply_async(args=[leave_everything(store, photo.sha256)])
+        waiting = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = :database")
+        name = {"database": engine.url.database}
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as other:
+            eventually(lambda: other.scalar(waiting, name) == FINALIZE_THREADS, within_s=60)
+        os.kill(worker.pid or 0, signal.SIGTERM)
+        eventually(lambda: "Warm shutdown" in worker.log_tail(1000))
+    eventually(lambda: not worker.is_running, within_s=40)  # the grace period of docker-compose.yml
+    assert worker.exit_status == 0
+    ready = [photo for photo in photos if state_of(engine, photo) == "ready"]
+    assert FINALIZE_THREADS <= len(ready) < len(photos)
+    with Connection(broker_url) as connection, connection.channel() as channel:
+        handed_back = topology.task_queue("finalize")(channel)
+        eventually(lambda: handed_back.queue_declare(passive=True).message_count == len(photos) - len(ready))
+    assert {original_of(engine, photo.sha256).attempts for photo in photos} == {0}

@@ -1,6 +1,7 @@
 """The maintenance worker: jobs side by side, each once at a time, each with a row that shows how it went."""
 
 import os
+import signal
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -62,18 +63,24 @@ def test_every_job_runs_and_its_row_says_what_it_did(
     assert rows["back_up"].summary.startswith("backups/darkroom-")
 
 
+def slow_programs(folder: Path) -> tuple[Path, Path]:
+    """A folder with a `pg_dump` that waits until something is written to the second path, and is its output."""
+    programs, gate = folder / "bin", folder / "gate"
+    programs.mkdir()
+    os.mkfifo(gate)
+    (programs / "pg_dump").write_text(f"#!/bin/sh\necho begun >> {folder}/begun\ncat {gate}\n")
+    (programs / "pg_restore").write_text("#!/bin/sh\ncat > /dev/null\n")
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    return programs, gate
+
+
 @on_redis
 def test_a_running_backup_holds_nobody_up_and_runs_once(
     spawn: Spawn, engine: Engine, send: Callable[..., None], tmp_path: Path
 ) -> None:
-    """A backup that waits for a file; all other jobs, and the reconciler twice, run meanwhile."""
-    programs, gate = tmp_path / "bin", tmp_path / "gate"
-    programs.mkdir()
-    os.mkfifo(gate)
-    (programs / "pg_dump").write_text(f"#!/bin/sh\necho begun >> {tmp_path}/begun\ncat {gate}\n")
-    (programs / "pg_restore").write_text("#!/bin/sh\ncat > /dev/null\n")
-    for program in programs.iterdir():
-        program.chmod(0o755)
+    """All other jobs, and the reconciler twice, run meanwhile; and a stop waits for its end."""
+    programs, gate = slow_programs(tmp_path)
     worker = spawn("darkroom-scheduler", "maintenance", DARKROOM_PG_BIN_DIR=str(programs))
     send(BACK_UP)
     eventually(lambda: (tmp_path / "begun").exists(), within_s=60)
@@ -86,9 +93,14 @@ def test_a_running_backup_holds_nobody_up_and_runs_once(
     eventually(lambda: row(engine, "reconcile").finished_at > first, within_s=60)
     eventually(lambda: "runs already" in worker.log_tail(1000), within_s=60)
     assert not has_ended(engine, "back_up")
+
+    os.kill(worker.pid or 0, signal.SIGTERM)
+    eventually(lambda: "Warm shutdown" in worker.log_tail(1000))
     gate.write_text("a dump")
-    eventually(lambda: has_ended(engine, "back_up"), within_s=60)
+    eventually(lambda: not worker.is_running, within_s=60)
+    assert worker.exit_status == 0
     assert row(engine, "back_up").alarm is None
+    assert row(engine, "back_up").succeeded_at is not None
     assert (tmp_path / "begun").read_text() == "begun\n"
 
 

@@ -140,6 +140,11 @@ class ChildProcess:
         self._end_group()
         return False
 
+    @property
+    def exit_status(self) -> int | None:
+        """How the command's last run ended, negative for the signal that killed it; None while it runs."""
+        return None if self._child is None else self._child.poll()
+
     def log_tail(self, lines: int = 15) -> str:
         """The last lines that the command wrote, for an error message."""
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-lines:]) if self._log.exists() else ""

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from gateway.notifications import Bell, Bells, listen
 from gateway.pressure import Pressure, UploadLimits
 from gateway.probes import Probes
 from gateway.queues import BrokerDepths, QueueView
+from gateway.receiving import Receiving
 from gateway.relay import CHANNEL as EVENTS_CHANNEL
 from gateway.relay import Relay
 from gateway.search import Search
@@ -33,7 +35,10 @@ from gateway.settings import GatewaySettings
 from gateway.trace_store import StoreExporter, TraceStore
 
 STOP_S = 10.0
-"""Longest publish of a thread that is asked to end, and some."""
+"""For all threads together: the longest publish of one that is asked to end, and some."""
+
+LAST_SPANS_S = 1.0
+"""For what the other threads have recorded in the end, however long they took."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class Gateway:
     dead_letters: DeadLetters
     queues: QueueView
     pressure: Pressure
+    receiving: Receiving
     figures: SystemFigures
     traces: TraceStore | None
     """None where this gateway keeps no traces."""
@@ -113,17 +119,18 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Gateway]:
     following = asyncio.create_task(hub.run(), name="events")
 
     def end() -> None:
+        deadline = time.monotonic() + STOP_S
         stop.set()
         for bell in bells.values():
             bell.set()
         for thread in threads:
-            thread.join(STOP_S)
+            thread.join(max(0.0, deadline - time.monotonic()))
         tracing.stop()  # what it has recorded may still go to the store
         stop_keeping.set()
         if traces is not None:
             traces.wake()
         for thread in keeping:
-            thread.join(STOP_S)
+            thread.join(max(LAST_SPANS_S, deadline - time.monotonic()))
         search.close()
         letters.close()
         depths.close()
@@ -147,6 +154,7 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Gateway]:
             dead_letters=letters,
             queues=queues,
             pressure=pressure,
+            receiving=Receiving(store),
             figures=SystemFigures(engine, queues, results, traces),
             traces=traces,
         )

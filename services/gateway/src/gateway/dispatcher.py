@@ -46,12 +46,13 @@ class Dispatcher:
         self._recipe = recipe
         self._batch = batch
         self._lease_s = lease_s
+        self._stop = threading.Event()
         self.bell = threading.Event()
         """Set it to have the dispatcher look at once."""
 
     def run(self, stop: threading.Event) -> None:
         """Dispatches until `stop` is set (ring the bell as well); outlives every outage of broker and database."""
-        failures = 0
+        failures, self._stop = 0, stop
         while not stop.is_set():
             self.bell.clear()
             try:
@@ -118,8 +119,9 @@ class Dispatcher:
         try:
             with self._link.connection() as connection:
                 for one in leased:
-                    if time.monotonic() > deadline:
-                        break  # a slow broker: stop long before another dispatcher may take the rest
+                    # A slow broker, or our end: stop long before another dispatcher may take the rest.
+                    if time.monotonic() > deadline or self._stop.is_set():
+                        break
                     with traced(one):
                         canvas(one).apply_async(connection=connection, **PUBLISH_OPTIONS)
                     count += 1

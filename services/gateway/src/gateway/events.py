@@ -227,6 +227,11 @@ class Watch(AsyncIterator[Event]):
         """Whether nothing more will come, because of the image's final event or because the gateway ends."""
         return self._to_come == 0 or self._hub.is_closed
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether the gateway's end came before this watch's own."""
+        return self._to_come != 0 and self._hub.is_closed
+
     async def __anext__(self) -> Event:
         """The next event."""
         while not self._taken:

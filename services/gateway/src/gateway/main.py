@@ -1,5 +1,7 @@
 """Starts the gateway: `darkroom-gateway`."""
 
+import asyncio
+import signal
 import socket
 import sys
 from contextlib import suppress
@@ -12,16 +14,20 @@ from pydantic import ValidationError
 from darkroom.errors import ConfigurationError
 from darkroom.logs import configure_logs
 from darkroom.settings import TracingSettings
+from gateway.bootstrap import Gateway
 from gateway.grpc.server import listening
 from gateway.rest.app import create_app
 from gateway.settings import GatewaySettings
 
-GRACEFUL_SHUTDOWN_S = 20
-"""Longest that requests and calls in flight may go on after SIGTERM: a 200 MB upload at 80 Mbit/s."""
+ANSWER_S = 2
+"""For the answers to uploads that outlast the grace time; what is still in flight after it is cut off."""
 
 
 class Server(uvicorn.Server):
-    """Serves the application. When it is told to stop, gRPC drains at the same time and event streams end at once."""
+    """Serves the application. When it is told to stop, gRPC drains at the same time and event streams end at once.
+
+    Uploads whose clients have not sent everything within the grace time are told to come back.
+    """
 
     def __init__(self, app: FastAPI, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -29,9 +35,11 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Waits for requests and calls in flight, then ends the application."""
-        self._app.state.gateway.events.close()  # they would never end alone
+        gateway: Gateway = self._app.state.gateway
+        gateway.events.close()  # they would never end alone
         if self._app.state.rpc is not None:
             self._app.state.rpc.begin_draining()  # its end is awaited by the application's
+        asyncio.get_running_loop().call_later(gateway.settings.shutdown_grace_s, gateway.receiving.end)
         await super().shutdown(sockets)
 
 
@@ -43,7 +51,10 @@ def main() -> None:
     except (ValidationError, ConfigurationError) as error:
         sys.exit(f"darkroom-gateway cannot start: {error}")
     configure_logs("gateway", settings)
-    app = create_app(settings, partial(listening, grace_s=GRACEFUL_SHUTDOWN_S))
+    # uvicorn raises a signal once more when it has stopped in order, and the default would end us with an error.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    cut_after_s = settings.shutdown_grace_s + ANSWER_S
+    app = create_app(settings, partial(listening, grace_s=cut_after_s))
     config = uvicorn.Config(
         app,
         host=settings.http_host,
@@ -51,10 +62,10 @@ def main() -> None:
         log_config=None,  # ours is in charge
         access_log=False,  # rest/app.py writes one line a request
         server_header=False,
-        timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_S,
+        timeout_graceful_shutdown=cut_after_s,
     )
     server = Server(app, config)
-    with suppress(KeyboardInterrupt):  # uvicorn has stopped in order, and raises it once more
+    with suppress(KeyboardInterrupt):  # likewise
         server.run()
     if not server.started:
         sys.exit("darkroom-gateway could not start; the log says why")

@@ -120,6 +120,17 @@ def broker_away(cause: BaseException) -> UnavailableError:
     )
 
 
+def gateway_stopping() -> UnavailableError:
+    """This gateway ends; another one, or the same after its restart, goes on."""
+    return UnavailableError.of(
+        "gateway-stopping",
+        "The gateway is stopping",
+        "This gateway was told to stop and cannot wait any longer.",
+        remedy="Send the same request again, with the same Idempotency-Key if it is an upload; follow events from the "
+        "last number that was seen.",
+    )
+
+
 def storage_full(free_bytes: int | None = None, kept_free_bytes: int | None = None) -> Problem:
     """The blob store has no room left, or only what is kept free."""
     found = f" It has {free_bytes} bytes left and {kept_free_bytes} are kept free." if free_bytes is not None else ""

@@ -1,8 +1,8 @@
 """Uploads on their way into the blob store: hashed, limited and synced as they arrive, never held whole."""
 
 import hashlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 import anyio
@@ -15,6 +15,7 @@ from darkroom.storage import BlobStore, BlobWriter
 from darkroom.telemetry import names, tracing
 from gateway.errors import InvalidFieldsError
 from gateway.multipart import Event, MultipartReader, PartBegins, PartData, PartEnds
+from gateway.problems import gateway_stopping
 from gateway.sniffing import MEDIA_TYPES, SNIFF_BYTES, sniff
 
 FILE_FIELD = "file"
@@ -54,16 +55,59 @@ class ReceivedForm:
     fields: list[tuple[str, str]] = field(default_factory=list)
 
 
-@asynccontextmanager
-async def received_form(
-    body: AsyncIterator[bytes], content_type: str | None, store: BlobStore, limits: FormLimits
-) -> AsyncIterator[ReceivedForm]:
-    """The form in a request's body, its files synced. Files that were not placed by the end of the block are gone.
+class Receiving:
+    """Takes uploads in, until the gateway has to go. For use in its event loop."""
 
-    Raises the problems `wrong-content-type` and `malformed-upload`, and those of `received_parts`.
-    """
-    async with received_parts(_parts_in(body, MultipartReader(content_type)), store, limits) as form:
-        yield form
+    def __init__(self, store: BlobStore) -> None:
+        self._store = store
+        self._open: set[anyio.CancelScope] = set()
+
+    def end(self) -> None:
+        """Has every upload that is not here in full end with the problem `gateway-stopping`, and no other."""
+        for scope in self._open:
+            scope.cancel()
+
+    @asynccontextmanager
+    async def form(
+        self, body: AsyncIterator[bytes], content_type: str | None, limits: FormLimits
+    ) -> AsyncIterator[ReceivedForm]:
+        """The form in a request's body, its files synced. Files that were not placed by the end of the block are gone.
+
+        Raises the problems `wrong-content-type` and `malformed-upload`, and those of `parts`.
+        """
+        async with self.parts(_parts_in(body, MultipartReader(content_type)), limits) as form:
+            yield form
+
+    @asynccontextmanager
+    async def parts(self, parts: AsyncIterator[Event], limits: FormLimits) -> AsyncIterator[ReceivedForm]:
+        """The same from parts, however they arrive.
+
+        Raises the problems `too-many-files`, `too-many-fields`, `field-too-large`, `invalid-field`, `image-too-large`,
+        `empty-file`, `unsupported-format`, `no-file` and `gateway-stopping`.
+        """
+        form, incoming = ReceivedForm(), list[_IncomingFile]()
+        try:
+            with tracing.step(names.RECEIVE_UPLOAD) as span, self._interruptible():
+                await _receive(parts, self._store, limits, form, incoming)
+                span.set_attributes(
+                    {names.FILES: len(form.files), names.BLOB_BYTES: sum(file.bytes for file in form.files)}
+                )
+            yield form
+        finally:
+            # A client that hung up has cancelled us: what it left behind goes all the same.
+            with anyio.CancelScope(shield=True):
+                await run_sync(_discard, incoming)
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        with anyio.CancelScope() as scope:
+            self._open.add(scope)
+            try:
+                yield
+            finally:
+                self._open.remove(scope)
+        if scope.cancelled_caught:
+            raise gateway_stopping()
 
 
 async def _parts_in(body: AsyncIterator[bytes], reader: MultipartReader) -> AsyncIterator[Event]:
@@ -71,29 +115,6 @@ async def _parts_in(body: AsyncIterator[bytes], reader: MultipartReader) -> Asyn
         for event in reader.feed(chunk):
             yield event
     reader.finish()
-
-
-@asynccontextmanager
-async def received_parts(
-    parts: AsyncIterator[Event], store: BlobStore, limits: FormLimits
-) -> AsyncIterator[ReceivedForm]:
-    """The same from parts, however they arrive.
-
-    Raises the problems `too-many-files`, `too-many-fields`, `field-too-large`, `invalid-field`, `image-too-large`,
-    `empty-file`, `unsupported-format` and `no-file`.
-    """
-    form, incoming = ReceivedForm(), list[_IncomingFile]()
-    try:
-        with tracing.step(names.RECEIVE_UPLOAD) as span:
-            await _receive(parts, store, limits, form, incoming)
-            span.set_attributes(
-                {names.FILES: len(form.files), names.BLOB_BYTES: sum(file.bytes for file in form.files)}
-            )
-        yield form
-    finally:
-        # A client that hung up has cancelled us: what it left behind goes all the same.
-        with anyio.CancelScope(shield=True):
-            await run_sync(_discard, incoming)
 
 
 async def _receive(

@@ -23,8 +23,8 @@ from gateway.events import Watch
 from gateway.grpc import messages
 from gateway.grpc.streams import Context, first_message, parts
 from gateway.models import Image, ListQuery, PictureSearch, ProbeRequest, SearchRequest
-from gateway.problems import read
-from gateway.receiving import FormLimits, received_parts
+from gateway.problems import gateway_stopping, read
+from gateway.receiving import FormLimits
 from gateway.sniffing import media_type
 from gateway.tasks import find_task
 from gateway.traces import TraceContext, trace_of_call
@@ -85,7 +85,7 @@ class DarkroomService(DarkroomServicer):
         if key is not None:
             check_idempotency_key(key)
         form_parts = parts(messages.upload_fields(metadata), metadata.filename, requests, context)
-        async with received_parts(form_parts, self._gateway.store, self._limits) as form:
+        async with self._gateway.receiving.parts(form_parts, self._limits) as form:
             options = read_options(form.fields, self._gateway.settings.outbound_policy)
             await checkpoint()  # all bytes are here, but the client may have gone while they were synced
             # From now on one that goes away does not stop what it has asked for.
@@ -144,9 +144,8 @@ class DarkroomService(DarkroomServicer):
         """The images nearest to an uploaded picture."""
         metadata = (await first_message(requests)).metadata
         asked = read(PictureSearch, messages.picture_search_values(metadata))
-        async with received_parts(
-            parts((), metadata.filename, requests, context), self._gateway.store, self._limits
-        ) as form:
+        picture_parts = parts((), metadata.filename, requests, context)
+        async with self._gateway.receiving.parts(picture_parts, self._limits) as form:
             found = await library.search_by_picture(self._gateway.search, form.files[0], asked)
         return messages.search_answer(found)
 
@@ -203,6 +202,8 @@ async def _tell(watch: Watch) -> AsyncIterator[pb.WatchResponse]:
             yield pb.WatchResponse(position=event.id, event=messages.event(event))
         if not events:
             yield pb.WatchResponse(position=watch.position)
+    if watch.is_cut:
+        raise gateway_stopping()  # an end without an error would look like the end of the story
 
 
 def _open(store: BlobStore, key: BlobKey) -> tuple[pb.BlobInfo, Any]:

@@ -10,7 +10,7 @@ from darkroom.contracts.base import ThumbnailSize
 from darkroom.contracts.keys import original_key
 from gateway import library
 from gateway.models import BatchWithImages, Callbacks, Image, ImageList, ListQuery, Uploaded
-from gateway.receiving import FormLimits, received_form
+from gateway.receiving import FormLimits
 from gateway.rest.blobs import Blob, serve
 from gateway.rest.dependencies import FromGateway
 from gateway.rest.problems import answers_with
@@ -69,7 +69,7 @@ async def upload(
         body, content_type = request.stream(), request.headers.get("content-type")
         async with (
             gateway.pressure.admitted(_content_length(request)),
-            received_form(body, content_type, gateway.store, limits) as form,
+            gateway.receiving.form(body, content_type, limits) as form,
         ):
             accepted = await accept_form(
                 gateway.engine,

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from gateway import library
 from gateway.models import PictureSearch, SearchAnswer, SearchFilter, SearchRequest
 from gateway.problems import read, read_json
-from gateway.receiving import FormLimits, received_form
+from gateway.receiving import FormLimits
 from gateway.rest.dependencies import FromGateway
 from gateway.rest.problems import answers_with
 
@@ -49,7 +49,7 @@ async def search_by_picture(request: Request, gateway: FromGateway) -> SearchAns
     """The ready images nearest to an uploaded picture, which is not kept."""
     limits = FormLimits(1, gateway.settings.max_upload_bytes)
     body, content_type = request.stream(), request.headers.get("content-type")
-    async with received_form(body, content_type, gateway.store, limits) as form:
+    async with gateway.receiving.form(body, content_type, limits) as form:
         return await library.search_by_picture(gateway.search, form.files[0], _read_fields(form.fields))
 
 

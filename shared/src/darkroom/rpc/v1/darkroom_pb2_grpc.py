@@ -179,14 +179,14 @@ class DarkroomServicer:
 
     def WatchImage(self, request, context):
         """What happened to an image, and what happens until it is ready, failed or deleted. Resumes after `last_event_id`
-        without a gap or a repeat.
+        without a gap or a repeat. UNAVAILABLE when the server stops before: resume on another one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchEvents(self, request, context):
-        """Everything that happens, after a number or from now on. Ends only when the server does.
+        """Everything that happens, after a number or from now on. Ends only when the server does, with UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
