@@ -289,14 +289,14 @@ def pools(stage: Stage, options: argparse.Namespace) -> list[Comparison]:
             title, "1/s", taken, "rate", [Ratio(f"ours / {way}", ours, way) for way in taken if way != ours]
         )
 
-    compute = [{"path": originals[number % 12]} for number in range(36)]
-    embed = [{"paths": [str(Path(originals[number % 12]).with_suffix(".proxy"))]} for number in range(96)]
+    compute = [{"path": originals[number % 12]} for number in range(16)]
+    embed = [{"paths": [str(Path(originals[number % 12]).with_suffix(".proxy"))]} for number in range(48)]
     with embedder(stage, options.model, proxies, len(embed)) as ours:
         embedded = rates(embeddings, "embed", embed, {"ours: solo, in batches": ours})
     return [
         compared("Thumbnails of 3 MP", rates(thumbnails, "prepare", compute, {})),
         compared("Embeddings", embedded),
-        compared("Tasks that wait 20 ms", rates(waits, "sleep", [{"seconds": 0.02}] * 80, {})),
+        compared("Tasks that wait 20 ms", rates(waits, "sleep", [{"seconds": 0.02}] * 60, {})),
     ]
 
 
