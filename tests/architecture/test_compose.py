@@ -13,7 +13,7 @@ import embedder.worker
 import scheduler.worker
 import thumbnailer.worker
 from darkroom.contracts.base import Lane
-from darkroom.settings import TaskSettings
+from darkroom.settings import LimitSettings, TaskSettings
 from darkroom.topology import CONSUMED_BY, Node, queues_of
 from darkroom.worker import WorkerOptions, add_worker_arguments, with_arguments
 from scheduler.provisioning import SECRETS, files
@@ -83,6 +83,15 @@ def test_a_container_is_given_longer_to_end_than_its_longest_task(service: str) 
     longest = options.time_limit_s or options.watchdog_s
     assert longest is not None
     assert seconds(SERVICES[service]["stop_grace_period"]) > longest
+
+
+@pytest.mark.parametrize("service", ["thumbnailer", "thumbnailer-bulk"])
+def test_a_container_that_decodes_has_room_for_every_slot_at_its_ceiling(service: str) -> None:
+    memory = SERVICES[service]["deploy"]["resources"]["limits"]["memory"]
+    limits = LimitSettings()
+    slot = limits.decode_memory_bytes + limits.max_upload_bytes + 100 * 2**20  # and 100 MiB of its own
+    assert memory.endswith("g")
+    assert IN_CODE[service].concurrency * slot < int(memory[:-1]) * 2**30
 
 
 def test_beat_has_a_standby() -> None:

@@ -118,6 +118,8 @@ class LimitSettings(Settings):
     """Width times height of one frame, from the header: 100 MP decode to 300 MB."""
     max_frames: int = Field(1000, ge=1)
     """Of an animation or a multi-page file; only the first is shown."""
+    decode_memory_bytes: int = Field(2 * 2**30, ge=2**26)
+    """For one decode beside the file itself: 100 MP of the hungriest kinds (WebP, TIFF of floats) take as much."""
 
 
 class OutboundSettings(Settings):

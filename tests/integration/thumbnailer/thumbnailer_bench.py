@@ -262,14 +262,14 @@ def bomb() -> bytes:
     )
 
 
-def slow_picture(seed: int, padding: int = 0) -> bytes:
+def slow_picture(seed: int, padding: int = 0, height: int = 2_000) -> bytes:
     """A JPEG within every limit that keeps libjpeg busy for 10 s and more, in one call that nothing interrupts.
 
     Its last scan is repeated: each is 100 bytes, and one more pass over all of the picture. With `padding`, a comment
     of so many bytes stands before each, so that Pillow has to hand over the file in pieces.
     """
     buffer = io.BytesIO()
-    Image.new("L", (20_000, 2_000), 10 + seed).save(buffer, "JPEG", progressive=True)
+    Image.new("L", (20_000, height), 10 + seed).save(buffer, "JPEG", progressive=True)
     data = buffer.getvalue()
     scan = data[data.rindex(b"\xff\xda") : -2]
     comment = b"\xff\xfe" + struct.pack(">H", padding + 2) + bytes(padding) if padding else b""

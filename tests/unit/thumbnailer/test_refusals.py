@@ -206,8 +206,8 @@ def test_running_out_of_memory_is_the_pictures_fault_and_says_so(monkeypatch: py
         raise MemoryError
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", load)
-    problem = refusal(encoded(quarters(), "PNG")).problem
-    assert (problem.slug, problem.value) == ("image-needs-too-much-memory", 96 * 64)
+    problem = refusal(encoded(quarters(), "PNG"), Limits(memory_bytes=123)).problem
+    assert (problem.slug, problem.limit) == ("image-needs-too-much-memory", 123)
 
 
 def test_a_time_limit_raised_while_decoding_is_not_blamed_on_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,24 +6,38 @@ whole canvas on opening (WebP), so these walks come first. They read a few bytes
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from thumbnailer import problems
 
 HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 AVIF_BRANDS = {b"avif", b"avis"}
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+"""Inside coded data, 0xFF is always followed by 0 or is a restart mark; before a marker, more of them may stand."""
+
+PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+PNG_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""Of an interlaced PNG: first column and row, then the steps to the next ones."""
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF")
 
 
 @dataclass(frozen=True)
 class Container:
-    """A complete container: frames and canvas size where the walk finds them out, else None for the codec to say."""
+    """A complete container: frames and canvas size where the walk finds them out, else None for the codec to say.
+
+    `scans` and `end` are a JPEG's: its passes over the picture, and where its end marker stands.
+    """
 
     frames: int | None = None
     size: tuple[int, int] | None = None
     exif: bytes | None = None
+    scans: int = 0
+    end: int = 0
 
 
 def picture_format(data: bytes) -> str:
@@ -44,7 +58,7 @@ def picture_format(data: bytes) -> str:
     if start[4:8] == b"ftyp":
         # A file type box holds the main brand, a version, then compatible brands; many encoders put the general `mif1`
         # first and say only among the compatible ones which codec it is. 256 bytes hold more brands than any writes.
-        box = data[8 : min(int.from_bytes(start[:4], "big"), 256)]
+        box = data[8 : max(12, min(int.from_bytes(start[:4], "big"), 256))]
         brands = {box[i : i + 4] for i in range(0, len(box), 4) if i != 4}
         if brands & AVIF_BRANDS:
             return "AVIF"
@@ -72,13 +86,70 @@ def examine(name: str, data: bytes, frame_limit: int) -> Container:
             case "AVIF" | "HEIF":
                 return _iso_media(name, data)
             case "JPEG":
-                # The further pictures of a multi-picture JPEG are previews and gain maps of the first.
-                return Container(frames=1)
+                return _jpeg(data)
             case _:
                 return Container()
     except (struct.error, IndexError) as exc:
         # Every walk reads forward, so the only way to read past the end is that the end comes too early.
         raise problems.truncated(name, f"it ends at byte {len(data)}, inside a block") from exc
+
+
+def _jpeg(data: bytes) -> Container:
+    scans, at = 0, 2
+    missing: dict[int, set[int]] = {}  # of a progressive JPEG: each component's coefficients without their last bit
+    while (found := _JPEG_MARKER.search(data, at)) is not None:
+        kind, at = data[found.end() - 1], found.end()
+        if kind == 0xD9:
+            # The further pictures of a multi-picture JPEG are previews and gain maps of the first.
+            if any(missing.values()):
+                raise problems.truncated("JPEG", "its last passes over the picture are missing")
+            return Container(frames=1, scans=scans, end=found.start())
+        if kind not in (0x01, 0xD8):  # these two are markers without a segment
+            (length,) = struct.unpack_from(">H", data, at)
+            if kind == 0xC2:
+                missing = {component: set(range(64)) for component in data[at + 8 : at + length : 3]}
+            elif kind == 0xDA:
+                scans += 1
+                components = data[at + 3 : at + length - 3 : 2]
+                first, last, bits = struct.unpack_from(">BBB", data, at + length - 3)
+                if bits & 15 == 0:
+                    for component in components:
+                        missing.get(component, set()).difference_update(range(first, last + 1))
+            at += length
+    raise problems.truncated("JPEG", f"it ends at byte {len(data)}, before its end marker")
+
+
+def has_all_rows(png: bytes) -> bool:
+    """Whether the compressed data of a PNG, whose container is complete, hold every row that its header promises.
+
+    Costs as much as decompressing them; nothing is kept.
+    """
+    width, height, depth, colour, _, _, is_interlaced = struct.unpack_from(">IIBBBBB", png, 16)
+    bits = depth * PNG_CHANNELS.get(colour, 0)
+    wanted = 0
+    for left, top, across, down in PNG_PASSES if is_interlaced else ((0, 0, 1, 1),):
+        columns, rows = -((left - width) // across), -((top - height) // down)
+        if columns > 0:
+            wanted += max(0, rows) * (1 + (columns * bits + 7) // 8)
+    inflate = zlib.decompressobj()
+    for piece in _png_data(png):
+        while piece and wanted > 0:
+            wanted -= len(inflate.decompress(piece, 2**20))
+            piece = inflate.unconsumed_tail
+    return wanted <= len(inflate.flush()) if wanted > 0 else True
+
+
+def _png_data(png: bytes) -> Iterator[bytes]:
+    """The pieces of compressed data, up to the first chunk of another kind behind them: so far decoders read."""
+    at, is_begun = 8, False
+    while True:
+        length, kind = struct.unpack_from(">I4s", png, at)
+        if kind == b"IDAT":
+            is_begun = True
+            yield png[at + 8 : at + 8 + length]
+        elif is_begun:
+            return
+        at += 12 + length
 
 
 def _png(data: bytes) -> Container:
@@ -90,6 +161,8 @@ def _png(data: bytes) -> Container:
         (expected,) = struct.unpack_from(">I", data, end)
         if zlib.crc32(view[at + 4 : end]) != expected:
             raise problems.corrupt("PNG", f"the checksum of its {kind!r} chunk at byte {at} is wrong")
+        if (kind == b"IHDR") != (at == 8):
+            raise problems.corrupt("PNG", f"its chunk at byte {at} is {kind!r}: one header comes first, and no other")
         if kind == b"acTL":
             (frames,) = struct.unpack_from(">I", data, at + 8)
         elif kind == b"eXIf":

@@ -32,7 +32,7 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
-from thumbnailer import containers, problems
+from thumbnailer import ceilings, containers, problems
 from thumbnailer.resampling import resample
 
 # One picture at a time on one core in each worker process: more threads would only take the neighbours' cores.
@@ -48,6 +48,10 @@ SHORT_SIDE = 384
 
 # The largest ICC profiles in use, for four-colour printing, have 2 to 3 MB; a larger one is not worth parsing.
 PROFILE_BYTES = 8 * 1024 * 1024
+
+# No codec takes less for the pixels that it decodes at full size. Where the ceiling has no room for so much, that is
+# what was wrong, even if all that the codec says is that it failed.
+BYTES_A_PIXEL = 4
 
 # Everything that Pillow, its codecs and pillow-heif were seen or are documented to raise about a file's content.
 # Not `Exception`: the worker's soft time limit is raised inside these calls and must pass through.
@@ -79,7 +83,7 @@ TRANSPOSITIONS = {
 
 @dataclass(frozen=True)
 class Limits:
-    """What a file may ask of a worker; checked from its header."""
+    """What a file may ask of a worker; all but the last two are checked from its header."""
 
     file_bytes: int = 256 * 1024 * 1024
     # 12,000 x 9,000, a common phone's full resolution, is 108 MP; a decoder holds 4 bytes for each of them.
@@ -90,6 +94,10 @@ class Limits:
     frames: int = 5_000
     # A progressive JPEG has about 10. Each scan is one more pass over all of the picture (libjpeg's advice is 500).
     scans: int = 500
+    # What a decode may have at once beside the file: the hungriest take 20 bytes for each pixel.
+    memory_bytes: int = 2 * 1024**3
+    # Celery's limits come first. A process that still computes then has lost the parent that keeps them.
+    cpu_s: int = 60
 
 
 @dataclass(frozen=True)
@@ -130,7 +138,8 @@ def inspect(data: bytes, limits: Limits) -> Header:
 
     Raises PictureProblem where the bytes are no supported picture, are truncated or damaged, or break a limit.
     """
-    header, _, _ = _open(data, limits)
+    with _below_the_ceilings(limits):
+        header, _, _ = _open(data, limits)
     return header
 
 
@@ -138,17 +147,33 @@ def decode(data: bytes, limits: Limits) -> Photo:
     """The file's first (or main) picture, upright, in sRGB, at the size that `large` and `proxy` need.
 
     Raises PictureProblem as `inspect` does, and where the pixels turn out to be truncated or damaged or need more
-    memory than there is.
+    memory than the limit. A process that computes for longer than the limit is killed.
     """
+    with _below_the_ceilings(limits):
+        return _decode(data, limits)
+
+
+@contextmanager
+def _below_the_ceilings(limits: Limits) -> Iterator[None]:
+    try:
+        with ceilings.of_memory(limits.memory_bytes), ceilings.of_cpu(limits.cpu_s):
+            yield
+    except MemoryError as exc:
+        raise problems.needs_too_much_memory(limits.memory_bytes) from exc
+
+
+def _decode(data: bytes, limits: Limits) -> Photo:
     header, image, exif = _open(data, limits)
     # TIFF turns itself upright while it loads.
     orientation = 1 if header.format == "TIFF" else header.orientation
     width, height = fit(header.width, header.height, LONG_SIDE, SHORT_SIDE)
     stored_size = (height, width) if orientation >= 5 else (width, height)
-    with _blaming_the_picture(header.format, (header.width, header.height)):
+    with _blaming_the_picture(header.format, (header.width, header.height), limits):
         if header.format == "JPEG":
             image.draft(None, stored_size)
         image.load()
+        if not _is_whole(header.format, data, image):
+            raise problems.truncated(header.format, "its pixels end before the last one")
         profile = image.info.get("icc_profile")
         image = _to_srgb(_shrink(image, stored_size), profile)
     if orientation in TRANSPOSITIONS:
@@ -174,18 +199,19 @@ def _open(data: bytes, limits: Limits) -> tuple[Header, Image.Image, Image.Exif]
     if container.size:
         # Before the codec is opened: WebP's allocates the whole canvas then.
         _check_size(*container.size, limits)
-    with _blaming_the_picture(name, container.size):
+    with _blaming_the_picture(name, container.size, limits):
         image = Image.open(io.BytesIO(data), formats=[name])
         width, height = image.size
         frames = int(container.frames or getattr(image, "n_frames", 1) or 1)
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            # A tile may be larger than the picture, and is decoded whole.
+            tile = (image.tag_v2.get(tag, 1) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH))
+            _check_size(*tile, limits)
     _check_size(width, height, limits)
     if frames > limits.frames:
         raise problems.too_many_frames(frames, limits.frames)
-    if name == "JPEG":
-        # A start-of-scan marker cannot occur inside coded data, where 0xFF is always followed by 0 or a restart mark.
-        scans = data.count(b"\xff\xda")
-        if scans > limits.scans:
-            raise problems.too_many_scans(scans, limits.scans)
+    if container.scans > limits.scans:
+        raise problems.too_many_scans(container.scans, limits.scans)
     exif = _exif(image, container.exif)
     orientation = _orientation(exif)
     if orientation >= 5 and name != "TIFF":
@@ -201,20 +227,46 @@ def _check_size(width: int, height: int, limits: Limits) -> None:
 
 
 @contextmanager
-def _blaming_the_picture(name: str, size: tuple[int, int] | None) -> Iterator[None]:
-    """Turns what a decoder raises into a PictureProblem."""
+def _blaming_the_picture(name: str, size: tuple[int, int] | None, limits: Limits) -> Iterator[None]:
+    """Turns what a decoder raises into a PictureProblem, or into the MemoryError that it stands for."""
+    width, height = size or (0, 0)
     try:
         yield
-    except MemoryError as exc:
-        raise problems.needs_too_much_memory(name, *(size or (0, 0))) from exc
     except DECODER_ERRORS as exc:
         fault = str(exc) or type(exc).__name__
+        is_starved = width * height * BYTES_A_PIXEL > limits.memory_bytes
+        if is_starved or "memory" in fault.lower() or fault.endswith("error -9"):  # -9: Pillow's number for it
+            raise MemoryError(fault) from exc
         if isinstance(exc, UnidentifiedImageError):
             fault = "its header is damaged"
         # Only the text tells a short file from a damaged one. Both are final: the difference is for the reader alone.
         if isinstance(exc, EOFError) or "truncat" in fault.lower() or "end of file" in fault.lower():
             raise problems.truncated(name, fault) from exc
         raise problems.corrupt(name, fault) from exc
+
+
+def _is_whole(name: str, data: bytes, image: Image.Image) -> bool:
+    """Whether the coded data reach the last pixel of a picture whose container is complete.
+
+    Where they end too early, Pillow's PNG decoder leaves black and libjpeg grey, and neither says so. Most pictures end
+    in other colours; for the few that do not, finding out costs a second look at the data.
+    """
+    bottom = image.crop((0, image.height - 1, image.width, image.height)).tobytes()
+    if name == "PNG":
+        is_interlaced = data[28] == 1  # such rows do not come in their order
+        return (any(bottom) and not is_interlaced) or containers.has_all_rows(data)
+    if name == "JPEG" and set(bottom[-len(image.getbands()) :]) <= {127, 128}:
+        # More data before the end would change a picture that lacks some; one that has all passes over them.
+        end = containers.examine(name, data, 1).end
+        return _coarse(data) == _coarse(data[:end] + bytes(range(1, 255)) * 4 + data[end:])
+    return True
+
+
+def _coarse(jpeg: bytes) -> bytes:
+    """The pixels at an eighth of their size, which costs little."""
+    image = Image.open(io.BytesIO(jpeg), formats=["JPEG"])
+    image.draft(None, (1, 1))
+    return image.tobytes()
 
 
 def _shrink(image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -121,13 +121,15 @@ def corrupt(picture_format: str, fault: str) -> PictureProblem:
     )
 
 
-def needs_too_much_memory(picture_format: str, width: int, height: int) -> PictureProblem:
+def needs_too_much_memory(limit: int) -> PictureProblem:
+    """Decoding asked for more than the ceiling, or for more than the machine had."""
     return PictureProblem(
         "image-needs-too-much-memory",
         "The picture needs more memory than a worker has",
-        f"Decoding this {picture_format} of {width} x {height} pixels ran out of memory",
-        "Scale it down, or save it as a baseline JPEG, which is decoded at reduced size",
-        value=width * height,
+        f"Decoding it needs more memory than there is, or than the limit of {limit} bytes",
+        "Scale it down, or save it as a baseline JPEG, which is decoded at reduced size; or raise "
+        "DARKROOM_DECODE_MEMORY_BYTES",
+        limit=limit,
     )
 
 

@@ -22,6 +22,9 @@ from darkroom.worker import WorkerOptions, add_worker_arguments, run_worker, wit
 from thumbnailer.decoding import Limits
 from thumbnailer.tasks import Photo, Resources, register
 
+CPU_GRACE_S = 5
+"""After the hard limit, when a child ends by itself: its parent, who knows which photo it was, should come first."""
+
 BULK_NICENESS = 10
 """Bulk children give way to interactive ones: both lanes may have a slot for every core."""
 
@@ -42,7 +45,13 @@ def create_thumbnailer(broker: BrokerSettings, tasks: TaskSettings, limits: Limi
             Resources(
                 TracedBlobs(open_blob_store(blob_url)),
                 tries(),
-                Limits(file_bytes=limits.max_upload_bytes, pixels=limits.max_pixels, frames=limits.max_frames),
+                Limits(
+                    file_bytes=limits.max_upload_bytes,
+                    pixels=limits.max_pixels,
+                    frames=limits.max_frames,
+                    memory_bytes=limits.decode_memory_bytes,
+                    cpu_s=tasks.task_hard_limit_s + CPU_GRACE_S,
+                ),
                 tasks.task_soft_limit_s,
             )
         )
