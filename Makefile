@@ -8,7 +8,7 @@ SOURCES := $(wildcard shared/pyproject.toml services/*/pyproject.toml cli/pyproj
 PROTO := shared/src/darkroom/rpc/v1/darkroom.proto
 OUT := shared/src
 
-.PHONY: demo up test chaos check servers proto clean
+.PHONY: demo up test chaos check servers proto fuzz clean
 
 demo: $(VENV)/.installed  ## Start everything on this machine, upload samples, search them. ARGS=--exit ends by itself.
 	$(BIN)/darkroom demo $(ARGS)
@@ -31,6 +31,9 @@ check: $(VENV)/.installed-dev  ## Style, types and walls, in seconds.
 
 proto: $(VENV)/.installed-dev  ## The code that is generated from darkroom.proto, again. OUT=folder writes it elsewhere.
 	$(BIN)/python -m grpc_tools.protoc -I shared/src --python_out=$(OUT) --pyi_out=$(OUT) --grpc_python_out=$(OUT) $(PROTO)
+
+fuzz: $(VENV)/.installed-dev  ## Mutated files against the decoders, for ARGS="--minutes 10 --seed 1"; docs/hostile-input.md.
+	$(BIN)/python tests/fuzz_prepare.py $(ARGS)
 
 servers:  ## RabbitMQ and Chromium for the tests: found, installed on Debian as root, or the command to run is printed.
 	@sh tests/install-rabbitmq.sh

@@ -365,12 +365,12 @@ def test_a_connection_cut_in_mid_batch_loses_nothing(start_worker, client, store
 
 
 def test_poison_takes_nobody_along_and_is_recorded_once(start_worker, client, store, redis, broker_url, bundled):
-    worker = start_worker(DARKROOM_BATCH_SIZE="8")
+    worker = start_worker(DARKROOM_BATCH_SIZE="64")  # and as many messages of bulk in hand
     worker.switch("closed", on=True)
-    innocent = publish_photos(client, store, range(10))
+    innocent = publish_photos(client, store, range(32))
     put_proxy(store, 100, MAGENTA)
     poison = embed(client, 100).apply_async()
-    innocent += publish_photos(client, store, range(10, 20))
+    innocent += publish_photos(client, store, range(32, 63))
     worker.switch("closed", on=False)
 
     restarts = 0
