@@ -205,8 +205,8 @@ def _open(data: bytes, limits: Limits) -> tuple[Header, Image.Image, Image.Exif]
         frames = int(container.frames or getattr(image, "n_frames", 1) or 1)
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             # A tile may be larger than the picture, and is decoded whole.
-            tile = (image.tag_v2.get(tag, 1) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH))
-            _check_size(*tile, limits)
+            tags = image.tag_v2
+            _check_size(tags.get(TiffImagePlugin.TILEWIDTH, 1), tags.get(TiffImagePlugin.TILELENGTH, 1), limits)
     _check_size(width, height, limits)
     if frames > limits.frames:
         raise problems.too_many_frames(frames, limits.frames)
