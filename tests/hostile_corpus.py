@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pillow_heif
@@ -598,6 +598,15 @@ def _strange() -> Iterator[Hostile]:
     yield Hostile("TIFF whose pages form a circle", lambda: tiff_in_a_circle(1), DAMAGED)
     yield Hostile("TIFF of two pages that form a circle", lambda: tiff_in_a_circle(2), DAMAGED)
     yield Hostile("TIFF whose directory has 65,535 entries", lambda: b"II*\0\x08\0\0\0\xff\xff" + bytes(100), DAMAGED)
+    for name, image, options in (
+        ("grey JPEG", Image.new("RGB", (97, 63), (128, 128, 128)), {"restart_marker_blocks": 2}),
+        ("grey progressive JPEG", Image.new("RGB", (97, 63), (128, 128, 128)), {"progressive": True}),
+        ("black PNG", Image.new("RGB", (97, 63)), {}),
+        ("transparent PNG", Image.new("RGBA", (97, 63)), {}),
+    ):
+        # As what is missing looks in a file that was cut.
+        make = partial(encoded, image, name.rpartition(" ")[2], **options)
+        yield Hostile(f"whole {name}", make, _one(READY), shown=lambda image=image: image)
     yield _shows("PNG", "PNG with 250,000 empty chunks", lambda: png_with(*[(b"prVt", b"")] * 250_000))
     yield Hostile(
         "TIFF whose tags overlap", tiff_of_overlapping_tags, DAMAGED | {READY}, shown=lambda: Image.new("RGB", (1, 1))

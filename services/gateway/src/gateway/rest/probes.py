@@ -15,7 +15,7 @@ router = APIRouter(prefix="/v1", tags=["system"])
 DEFAULTS = ProbeRequest()
 
 
-@router.post("/probes/{kind}", status_code=202, responses=answers_with(429))
+@router.post("/probes/{kind}", status_code=202, responses=answers_with(400, 429))
 async def send_probe(
     gateway: FromGateway, kind: ProbeKind, response: Response, asked: Annotated[ProbeRequest, Body()] = DEFAULTS
 ) -> ProbeAccepted:

@@ -38,7 +38,7 @@ _PICTURE_FORM = {
 }
 
 
-@router.post("/search", responses=answers_with(404, 409))
+@router.post("/search", responses=answers_with(400, 404, 409))
 async def search(gateway: FromGateway, query: SearchRequest) -> SearchAnswer:
     """The ready images nearest to a text or to a stored image, which is not among them."""
     return await library.search(gateway.search, query)
