@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
+import cv2
 import numpy as np
 import pillow_heif
 from PIL import (
@@ -53,7 +54,7 @@ PROFILE_BYTES = 8 * 1024 * 1024
 # what was wrong, even if all that the codec says is that it failed.
 BYTES_A_PIXEL = 4
 
-# Everything that Pillow, its codecs and pillow-heif were seen or are documented to raise about a file's content.
+# Everything that Pillow, its codecs, pillow-heif and OpenCV were seen or are documented to raise about a file's content.
 # Not `Exception`: the worker's soft time limit is raised inside these calls and must pass through.
 DECODER_ERRORS = (
     OSError,
@@ -68,6 +69,7 @@ DECODER_ERRORS = (
     RuntimeError,
     struct.error,
     zlib.error,
+    cv2.error,
 )
 
 TRANSPOSITIONS = {
