@@ -54,7 +54,7 @@ PROFILE_BYTES = 8 * 1024 * 1024
 # what was wrong, even if all that the codec says is that it failed.
 BYTES_A_PIXEL = 4
 
-# Everything that Pillow, its codecs, pillow-heif and OpenCV were seen or are documented to raise about a file's content.
+# Everything that Pillow, its codecs, pillow-heif and OpenCV were seen or are documented to raise about a file.
 # Not `Exception`: the worker's soft time limit is raised inside these calls and must pass through.
 DECODER_ERRORS = (
     OSError,
