@@ -1,9 +1,9 @@
 """What the guides to Celery claim, measured on a real RabbitMQ with real workers: `docs/what-the-guides-say.md`.
 
-    .venv/bin/python benchmarks/guides.py [--only hoarding] [--broker-death] [--model FOLDER]
+    .venv/bin/python benchmarks/guides.py [--only hoarding] [--model FOLDER]
 
 The work is Darkroom's own: the function that prepares a photo and the bundled model. Where only the length of a task
-matters it sleeps, so that the machine's other work does not count. About four minutes on two cores.
+matters it sleeps, so that the machine's other work does not count. Each part has a plot and a JSON of its own.
 """
 
 import argparse
@@ -14,7 +14,6 @@ import signal
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,10 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from amqp.exceptions import AMQPError
 from guide_stage import DEADLINE_S, Stage, Worker, photos
 from guide_worker import prepared
-from kombu.exceptions import OperationalError
 from rounds import Comparison, Measures, Ratio, Rounds, arguments, interleaved, memory_bytes, publish
 
 from darkroom.celery_app import await_no_results, create_app, request
@@ -405,29 +402,6 @@ def acknowledging(stage: Stage, options: argparse.Namespace) -> list[Comparison]
     ]
 
 
-def broker_death(stage: Stage, options: argparse.Namespace) -> list[Comparison]:
-    """Messages that a publisher took for sent, and that are gone when the broker was killed meanwhile."""
-    many = 2000
-
-    def lost(confirm: bool) -> Measures:
-        stage.declare("guide.nobody")
-        killer = threading.Timer(0.3, lambda: os.kill(stage.rabbit.pid or 0, signal.SIGKILL))
-        killer.start()
-        sent = 0
-        with suppress(OSError, AMQPError, OperationalError):
-            for _ in range(many):
-                stage.send("nowhere", "guide.nobody", "sleep", [{"seconds": 0}], confirm=confirm)
-                sent += 1
-        killer.join()
-        stage.rabbit.start()
-        wait_until(lambda: stage.waiting("guide.nobody") >= 0)
-        kept = stage.waiting("guide.nobody")
-        return {"lost": max(0, sent - kept)}
-
-    taken = interleaved({"ours: confirmed": partial(lost, True), "not confirmed": partial(lost, False)}, 1)
-    return [Comparison.of("Lost with a killed broker, of those taken for sent (one round)", "messages", taken, "lost")]
-
-
 def wait_until(check: Callable[[], bool]) -> None:
     """Returns when `check` is true."""
     deadline = time.monotonic() + DEADLINE_S
@@ -451,12 +425,9 @@ def main() -> None:
     """Runs all of them, or one."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", choices=list(EXPERIMENTS), help="one of them")
-    parser.add_argument("--broker-death", action="store_true", help="kill the broker too, which takes a minute")
     parser.add_argument("--model", default="bundled", help="a model's folder or hub id")
     options = arguments(__doc__, parser)
     chosen = {options.only: EXPERIMENTS[options.only]} if options.only else EXPERIMENTS
-    if options.broker_death:
-        chosen = chosen | {"broker-death": broker_death}
     with tempfile.TemporaryDirectory(prefix="dr-", ignore_cleanup_errors=True) as name, Stage(Path(name)) as stage:
         for title, experiment in chosen.items():
             begun = time.monotonic()

@@ -35,7 +35,8 @@ CLIENTS = 4
 KINDS: dict[str, str] = {
     "pixels": r"thumbnailer/(decoding|rendering|describing|containers)\.py",
     "model": r"embedder/(model|preprocessing)\.py",
-    "traces": r"opentelemetry/|darkroom/telemetry/|gateway/(otlp|trace_store)\.py",
+    # Nothing else in these processes uses requests: it is the exporter's.
+    "traces": r"opentelemetry/|darkroom/telemetry/|gateway/(otlp|trace_store)\.py|requests/|urllib3/|http/client",
     "metrics": r"prometheus_client/",
     "logs": r"logging/__init__\.py|darkroom/logs\.py",
     "database": r"sqlalchemy/|psycopg|darkroom/database/",
@@ -50,7 +51,9 @@ KINDS: dict[str, str] = {
 """What the first of these finds in a frame's file is what the sample is counted as."""
 
 
-WAITING = re.compile(r"poll |select \(|\.wait |_read_from_socket|Watchdog\._watch|Runner\.run|queue\.py|^process")
+WAITING = re.compile(
+    r"poll |select \(|\.wait |readinto|_read_from_socket|Watchdog\._watch|Runner\.run|queue\.py|futures/thread|^process"
+)
 """Innermost frames of threads that wait, and of loops that do."""
 
 
