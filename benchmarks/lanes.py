@@ -1,8 +1,9 @@
 """Whether an interactive photo waits behind a bulk backlog: `python benchmarks/lanes.py [--broker rabbitmq]`.
 
-Starts `darkroom up` with default settings in a temporary folder and queues the backlog while the bulk thumbnailer stands
-still. Then, in each round: interactive photos with bulk at rest, bulk by itself, both at once. So a machine that slows
-down does so for all three. About eight minutes; tables on standard output, and all figures in the file `--json` names.
+Starts `darkroom up` with default settings in a temporary folder and queues the backlog while the bulk thumbnailer
+stands still. Then, in each round: interactive photos with bulk at rest, bulk by itself, both at once. So a machine that
+slows down does so for all three. About eight minutes; tables on standard output, and every figure in the file that
+`--json` names.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import struct
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -202,7 +202,7 @@ def test_the_status_shows_services_jobs_models_and_the_ledger(darkroom, shapes, 
 
 @pytest.mark.parametrize(
     ("kind", "service", "queue", "worker"),
-    [("cpu", "embedder", "embed.bulk", "embedder@"), ("io", "scheduler", "finalize", "finalize@")],
+    [("cpu", "embedder", "embed.bulk", "embedder@"), ("io", "scheduler", "finalize.bulk", "finalize@")],
 )
 def test_a_probe_goes_through_the_queue_of_a_service(darkroom, kind, service, queue, worker):
     sent = darkroom("probe", kind, "--service", service, "--lane", "bulk", "--json")

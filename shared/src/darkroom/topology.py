@@ -39,6 +39,7 @@ CONSUMED_BY: dict[str, Node] = {
     "embed.bulk": Node.EMBEDDER,
     "embed.query": Node.EMBEDDER,
     "finalize": Node.FINALIZE,
+    "finalize.bulk": Node.FINALIZE,
     "maintenance": Node.MAINTENANCE,
     "callbacks": Node.CALLBACKS,
 }
@@ -114,6 +115,6 @@ class WorkflowStage:
 STAGES: tuple[tuple[WorkflowStage, ...], ...] = (
     (WorkflowStage("prepare", "prepare.bulk"),),
     (WorkflowStage("thumbnails", "thumbnails.bulk"), WorkflowStage("embed", "embed.bulk")),
-    (WorkflowStage("finalize", "finalize"),),
+    (WorkflowStage("finalize", "finalize.bulk"),),
 )
 """The workflow's steps in order; those in one group run side by side. The reconciler's fences follow it."""

@@ -248,7 +248,7 @@ def test_an_error_fails_only_its_own_photo(start_worker, client, store, broker_u
     all_succeed([*innocent, late])
     soon(lambda: {each.state for each in (damaged, red, invalid, nothing)} == {"FAILURE"})
     # The proxy is our own copy: no photo fails for it.
-    assert not [message for name, message in tasks_in(broker_url, "finalize") if name == RECORD_FAILURE.name]
+    assert not [message for name, message in tasks_in(broker_url, "finalize.bulk") if name == RECORD_FAILURE.name]
     assert not store.exists(proxy_of(100))
 
 
@@ -325,7 +325,7 @@ def test_after_a_kill_everything_is_computed_and_what_was_computing_runs_alone(
     all_succeed(results)
     assert len(worker.events("embedder.alone")) == begun
     assert tries(redis) == 0
-    assert [name for name, _ in tasks_in(broker_url, "finalize") if name == RECORD_FAILURE.name] == []
+    assert [name for name, _ in tasks_in(broker_url, "finalize.bulk") if name == RECORD_FAILURE.name] == []
 
 
 def test_a_stop_in_mid_batch_hands_everything_back_and_leaves_no_suspicion(
@@ -384,7 +384,7 @@ def test_poison_takes_nobody_along_and_is_recorded_once(start_worker, client, st
 
     soon(is_settled, within_s=170, every_s=0.5)
     all_succeed(innocent)
-    failures = [message for name, message in tasks_in(broker_url, "finalize") if name == RECORD_FAILURE.name]
+    failures = [message for name, message in tasks_in(broker_url, "finalize.bulk") if name == RECORD_FAILURE.name]
     blamed = [(each["sha256"], each["problem"]["type"].rpartition("/")[2]) for each in failures]
     assert blamed == [(sha(100), "killed-worker")]
     assert not store.exists(embedding_key(bundled.id, sha(100)))
@@ -401,7 +401,7 @@ def test_a_model_that_broke_ends_its_process_and_blames_nobody(start_worker, cli
     worker.restart()
     all_succeed(results)
     assert worker.events("embedder.alone") == []
-    assert [name for name, _ in tasks_in(broker_url, "finalize") if name == RECORD_FAILURE.name] == []
+    assert [name for name, _ in tasks_in(broker_url, "finalize.bulk") if name == RECORD_FAILURE.name] == []
 
 
 @on_redis

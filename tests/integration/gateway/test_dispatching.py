@@ -75,7 +75,7 @@ def test_a_photo_travels_the_whole_canvas(
         "prepare": f"prepare{suffix}",
         "thumbnails": f"thumbnails{suffix}",
         "embed": f"embed{suffix}",
-        "finalize": "finalize",
+        "finalize": f"finalize{suffix}",
     }
     for call in steps.values():
         assert (call.message["sha256"], call.message["generation"], call.message["lane"]) == (sha256, 1, lane)
@@ -228,7 +228,7 @@ def test_backfills_go_out_when_no_photo_waits(gateway: Served, amqp_url: str, re
     assert backfill.payload[1]["message"]["proxy"] == proxy_key(first["sha256"], Recipe.current())
     (then,) = backfill.payload[2]["chain"]
     assert then["task"] == RECORD_EMBEDDING.name
-    assert then["options"]["routing_key"] == "finalize"
+    assert then["options"]["routing_key"] == "finalize.bulk"
 
 
 def test_a_flushed_redis_gets_its_bindings_back(serve: Serve, redis_url: str, engine: Engine, photo: bytes) -> None:

@@ -78,7 +78,7 @@ def test_every_queue_shows_what_waits_and_who_works(
     assert 0 < finalize["rate_per_s"] <= 2.5
     [present] = busy["workers"]
     assert present["name"].startswith("finalize@")
-    assert (present["node"], present["queues"]) == ("finalize", ["finalize"])
+    assert (present["node"], present["queues"]) == ("finalize", ["finalize", "finalize.bulk"])
     worker.stop()
     eventually(lambda: overview()["workers"] == [] and queue_of(overview(), "finalize")["consumers"] == 0)
 

@@ -84,12 +84,13 @@ def test_a_photo_goes_through_the_canvas_and_is_joined_once(bench: Bench, lane: 
     # A part that is delivered twice answers the same, and must not join once more.
     bench.answer_as_worker(embed, vector)
 
-    finalize = bench.take("finalize", ids["finalize"])
+    last_queue = "finalize.bulk" if lane is Lane.BULK else "finalize"
+    finalize = bench.take(last_queue, ids["finalize"])
     described = {"manifest": keys.described_key(sha256, RECIPE)}
     assert finalize.previous == [[described, vector.to_wire()]]
     assert finalize.message["sha256"] == sha256
     assert finalize.message["recipe"] == RECIPE.model_dump(mode="json")
-    assert [each.task_id for each in bench.messages("finalize")].count(ids["finalize"]) == 1
+    assert [each.task_id for each in bench.messages(last_queue)].count(ids["finalize"]) == 1
     assert bench.failures(sha256) == []
 
     prepared = PreparedManifest.model_validate_json(bench.store.get(keys.prepared_key(sha256, RECIPE)))

@@ -4,11 +4,11 @@ import pytest
 
 from darkroom import topology
 from darkroom.celery_app import create_app
+from darkroom.consumers import QueueConsumers
 from darkroom.contracts.base import Lane
 from darkroom.contracts.messages import Embed, FenceAnswer, ModelReference, RegisterModel
 from darkroom.settings import BrokerSettings, TaskSettings
 from embedder.batching import Buffer, Sizes
-from embedder.consumers import QueueConsumers
 from embedder.embedding import Job
 from embedder.strategy import MicroBatches
 from embedder.worker import REGISTER_RETRY_S, announce, create_embedder, options

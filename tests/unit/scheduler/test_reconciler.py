@@ -73,8 +73,14 @@ CASES = [
         None,
     ),
     Case(
-        "a stopped finalize worker holds every lane",
+        "a stopped finalize worker holds the bulk lane",
         Lane.BULK,
+        flowing("finalize.bulk") + fences("finalize.bulk", (0, 1), (300, None)),
+        None,
+    ),
+    Case(
+        "and the interactive lane",
+        Lane.INTERACTIVE,
         flowing("finalize") + fences("finalize", (0, 1), (300, None)),
         None,
     ),
@@ -141,15 +147,15 @@ def test_the_order_of_the_history_does_not_matter() -> None:
 
 
 def test_a_backfill_passes_the_bulk_embedder_and_finalize() -> None:
-    history = every_tick("embed.bulk") + every_tick("finalize")
+    history = every_tick("embed.bulk") + every_tick("finalize.bulk")
     assert overdue_before(BACKFILL_PATH, history, at(NOW_S), DEADLINE) == at(900)
-    assert overdue_before(BACKFILL_PATH, every_tick("finalize"), at(NOW_S), DEADLINE) is None
+    assert overdue_before(BACKFILL_PATH, every_tick("finalize.bulk"), at(NOW_S), DEADLINE) is None
 
 
 def test_fences_go_through_every_queue_of_the_workflow_and_no_other() -> None:
     assert set(WORK_QUEUES) == {
         *("prepare", "prepare.bulk", "thumbnails", "thumbnails.bulk"),
-        *("embed", "embed.bulk", "finalize"),
+        *("embed", "embed.bulk", "finalize", "finalize.bulk"),
     }
 
 

@@ -208,7 +208,7 @@ def test_the_canvas_of_a_photo_names_every_queue_of_its_lane(app: Celery, lane: 
     assert (prepare.options["task_id"], prepare.options["routing_key"]) == (ids["prepare"], f"prepare{suffix}")
     assert header == {ids["thumbnails"]: f"thumbnails{suffix}", ids["embed"]: f"embed{suffix}"}
     assert chord.body.options["task_id"] == ids["finalize"]
-    assert chord.body.options["routing_key"] == "finalize"
+    assert chord.body.options["routing_key"] == f"finalize{suffix}"
     # The parts ignore what came before them; only finalize takes the header's results.
     assert all(part.immutable for part in chord.tasks)
     assert not chord.body.immutable
@@ -227,4 +227,4 @@ def test_a_backfill_goes_on_the_bulk_lane(app: Celery) -> None:
     embed, record = embedding_backfill(app, SHA256, Recipe.current(), 1).tasks
 
     assert embed.options["routing_key"] == "embed.bulk"
-    assert record.options["routing_key"] == "finalize"
+    assert record.options["routing_key"] == "finalize.bulk"

@@ -16,6 +16,9 @@ QUERY_TURNS = 8
 BULK_SHARE = 0.25
 """Of the batches that interactive pictures are in: bulk never stands still, and delays them by no more than this."""
 
+TURNS_AHEAD = 3
+"""Finished interactive pictures that are handed over before a finished bulk one that waits: bulk keeps its share."""
+
 HELD_BATCHES = 2
 """Of each lane, one batch is computed while the next one is already here."""
 
@@ -75,6 +78,11 @@ class Buffer(Generic[ItemT]):
         return bool(self._waiting[Kind.QUERY])
 
     @property
+    def is_urgent(self) -> bool:
+        """Whether somebody waits for an answer: a search, or whoever uploaded an interactive picture."""
+        return self.has_query or bool(self._waiting[Kind.INTERACTIVE])
+
+    @property
     def is_full(self) -> bool:
         """Whether waiting longer would not make the next batch any larger."""
         return self._pictures() >= self._sizes.batch
@@ -114,3 +122,39 @@ class Buffer(Generic[ItemT]):
     def _pop(self, kind: Kind, limit: int) -> list[ItemT]:
         waiting = self._waiting[kind]
         return [waiting.popleft()[1] for _ in range(min(limit, len(waiting)))]
+
+
+class Outcomes(Generic[ItemT]):
+    """What is computed and waits to be handed over, one at a time: recording a result takes longer than computing it."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Kind, deque[ItemT]] = {kind: deque() for kind in Kind}
+        self._turns_ahead = 0
+
+    def __bool__(self) -> bool:
+        return any(self._waiting.values())
+
+    def add(self, kind: Kind, item: ItemT) -> None:
+        """Puts an item behind the others of its kind."""
+        self._waiting[kind].append(item)
+
+    def clear(self) -> list[ItemT]:
+        """Forgets everything; returns what it was."""
+        forgotten = [item for waiting in self._waiting.values() for item in waiting]
+        for waiting in self._waiting.values():
+            waiting.clear()
+        return forgotten
+
+    def take(self) -> ItemT:
+        """The next one: searches first, then interactive before bulk, which gets every fourth turn of theirs.
+
+        Raises `IndexError` when nothing waits.
+        """
+        query, interactive, bulk = (self._waiting[kind] for kind in Kind)
+        if query:
+            return query.popleft()
+        if interactive and (not bulk or self._turns_ahead < TURNS_AHEAD):
+            self._turns_ahead += 1
+            return interactive.popleft()
+        self._turns_ahead = 0
+        return bulk.popleft()

@@ -30,7 +30,7 @@ from darkroom.contracts.messages import Embed, FenceAnswer
 from darkroom.contracts.tasks import FENCE, TaskContract
 from darkroom.telemetry import measuring, metrics, names, tracing
 from darkroom.telemetry.processing import abandon, begin_held_delivery, delivered
-from embedder.batching import Buffer, Kind
+from embedder.batching import Buffer, Kind, Outcomes
 from embedder.embedding import Job, Outcome
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class MicroBatches:
         self._bell = _Bell()
         self._running: _Running | None = None
         self._asked: deque[tuple[Request, Future[FenceAnswer]]] = deque()
-        self._finished: deque[_Finished] = deque()
+        self._finished: Outcomes[_Finished] = Outcomes()
         self._alarm: Any = None
         self._consumer: Any = None
 
@@ -101,10 +101,9 @@ class MicroBatches:
     def drop(self) -> None:
         """Forgets every request and outcome: the broker delivers them again. What is computing ends unheard."""
         held = self._buffer.clear() + (self._running.batch if self._running is not None else [])
-        for span in (*(each.job.span for each in held), *(finished.span for finished in self._finished)):
+        for span in (*(each.job.span for each in held), *(finished.span for finished in self._finished.clear())):
             abandon(span)
         self._asked.clear()
-        self._finished.clear()
         self._running = None
 
     def take_outcome(self, job: Job) -> Outcome:
@@ -154,7 +153,7 @@ class MicroBatches:
 
     def _begin_batch_if_due(self) -> None:
         while self._running is None and (due_at := self._buffer.due_at()) is not None:
-            if self._finished and not (self._buffer.has_query or self._buffer.is_full):
+            if self._finished and not (self._buffer.is_urgent or self._buffer.is_full):
                 return  # each one handed over makes room for another delivery: the batch is still growing
             wait_s = due_at - time.monotonic()
             if wait_s > 0:
@@ -202,9 +201,9 @@ class MicroBatches:
             self._begin_batch_if_due()
         while self._asked and self._asked[0][1].done():
             request, answer = self._asked.popleft()
-            self._finished.append(_Finished(request, answer.result()))
+            self._finished.add(Kind.INTERACTIVE, _Finished(request, answer.result()))
         if self._finished:
-            finished = self._finished.popleft()
+            finished = self._finished.take()
             tracing.record_under(finished.span, names.WAIT_TURN, finished.since_ns, tracing.now_ns())
             token = _outcome.set(finished.outcome)
             try:
@@ -227,15 +226,8 @@ class MicroBatches:
             log.critical("embedder.broken", extra={"error": repr(error)})
             state.should_stop = 1
             return
-        outcomes = running.future.result()
-        done = [
-            _Finished(held.request, outcome, held.job.span, running.ended_ns)
-            for held, outcome in zip(batch, outcomes, strict=True)
-        ]
-        if batch[0].kind is Kind.QUERY:
-            self._finished.extendleft(reversed(done))  # a search does not wait for photos to be recorded
-        else:
-            self._finished.extend(done)
+        for held, outcome in zip(batch, running.future.result(), strict=True):
+            self._finished.add(held.kind, _Finished(held.request, outcome, held.job.span, running.ended_ns))
 
 
 @dataclass

@@ -6,7 +6,6 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from redis import Redis
 from transformers.utils import logging as transformers_logging
 
 from darkroom.celery_app import create_app, ensure_topology, request
+from darkroom.consumers import use_windows
 from darkroom.contracts.base import Lane
 from darkroom.contracts.messages import FenceAnswer, RegisterModel
 from darkroom.contracts.tasks import EMBED, EMBED_TEXT, REGISTER_MODEL
@@ -30,7 +30,6 @@ from darkroom.topology import Node
 from darkroom.tries import TriesMarkers
 from darkroom.worker import Watchdog, WorkerOptions, add_worker_arguments, run_worker, with_arguments
 from embedder.batching import Buffer, Sizes
-from embedder.consumers import QueueConsumers
 from embedder.embedding import Embedding, Models
 from embedder.known_answer import KnownAnswer
 from embedder.model import ClipModel, load_model
@@ -58,7 +57,7 @@ def create_embedder(
         EMBED.queue_for(Lane.INTERACTIVE): sizes.interactive,
         EMBED.queue_for(Lane.BULK): sizes.bulk,
     }
-    app.amqp.Consumer = partial(QueueConsumers, windows=windows)
+    use_windows(app, windows)
     return app
 
 

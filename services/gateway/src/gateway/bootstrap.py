@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from darkroom.celery_app import bound_publishing, create_app
+from darkroom.contracts.base import Lane
 from darkroom.database.engine import async_engine, sync_engine
 from darkroom.database.events import NUMBERED_CHANNEL
 from darkroom.settings import TracingSettings
@@ -51,10 +52,10 @@ class Gateway:
     results: Redis
     search: Search
     probes: Probes
-    dispatcher: Dispatcher
+    dispatch_bell: Bell
     relay: Relay
     broker: BrokerLink
-    """The dispatcher's."""
+    """The link of the dispatcher of everything."""
     events: EventHub
     dead_letters: DeadLetters
     queues: QueueView
@@ -66,7 +67,7 @@ class Gateway:
 
     def wake(self) -> None:
         """Has new rows dispatched and new events published at once."""
-        self.dispatcher.bell.set()
+        self.dispatch_bell.set()
         self.relay.bell.set()
 
 
@@ -75,19 +76,25 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Gateway]:
     """A gateway whose threads run inside the block. Needs no server to be there at the start."""
     app = create_app("gateway", settings, settings)
     bound_publishing(app)
-    links = {name: BrokerLink(app) for name in ("dispatcher", "relay", "search", "replaying", "depths", "probes")}
+    users = ("dispatcher", "interactive-dispatcher", "relay", "search", "replaying", "depths", "probes")
+    links = {name: BrokerLink(app) for name in users}
     engine, thread_engine = async_engine(settings), sync_engine(settings)
     store = open_blob_store(settings.blob_url)
     # No timeout for reads: a search waits for its answer as long as its own limit allows.
     results = Redis.from_url(settings.result_url.get_secret_value(), socket_connect_timeout=0.5, socket_timeout=None)
-    dispatcher = Dispatcher(
-        thread_engine,
-        app,
-        links["dispatcher"],
-        settings.recipe,
-        batch=settings.dispatch_batch,
-        lease_s=settings.dispatch_lease_s,
-    )
+    dispatchers = {
+        name: Dispatcher(
+            thread_engine,
+            app,
+            links[name],
+            settings.recipe,
+            batch=settings.dispatch_batch,
+            lease_s=settings.dispatch_lease_s,
+            lane=lane,
+        )
+        for name, lane in (("dispatcher", None), ("interactive-dispatcher", Lane.INTERACTIVE))
+    }
+    dispatch_bell = Bells(*(dispatcher.bell for dispatcher in dispatchers.values()))
     relay = Relay(thread_engine, links["relay"])
     search = Search(engine, app, links["search"], results, store, timeout_s=settings.search_timeout_ms / 1000)
     probes = Probes(engine, app, links["probes"], settings)
@@ -98,7 +105,7 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Gateway]:
     queues = QueueView(engine, depths, results, has_dead_letters=has_dead_letters)
     pressure = Pressure(engine, store, UploadLimits(settings.min_free_bytes, settings.max_backlog))
     bells: dict[str, Bell] = {
-        DISPATCH_CHANNEL: dispatcher.bell,
+        DISPATCH_CHANNEL: dispatch_bell,
         EVENTS_CHANNEL: relay.bell,
         NUMBERED_CHANNEL: Bells(hub, relay.numbered),
     }
@@ -106,7 +113,8 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Gateway]:
     listening = (settings.database_url.get_secret_value(), bells, stop)
     threads = [threading.Thread(target=listen, args=listening, name="notifications", daemon=True)]
     if settings.dispatcher_enabled:
-        threads.append(threading.Thread(target=dispatcher.run, args=(stop,), name="dispatcher", daemon=True))
+        for name, dispatcher in dispatchers.items():
+            threads.append(threading.Thread(target=dispatcher.run, args=(stop,), name=name, daemon=True))
     if settings.relay_enabled:
         for name, run in (("numbering", relay.run_numbering), ("relay", relay.run_publishing)):
             threads.append(threading.Thread(target=run, args=(stop,), name=name, daemon=True))
@@ -147,7 +155,7 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Gateway]:
             results=results,
             search=search,
             probes=probes,
-            dispatcher=dispatcher,
+            dispatch_bell=dispatch_bell,
             relay=relay,
             broker=links["dispatcher"],
             events=hub,

@@ -12,6 +12,7 @@ from celery.canvas import Signature
 from sqlalchemy import Engine
 
 from darkroom.celery_app import PUBLISH_OPTIONS
+from darkroom.contracts.base import Lane
 from darkroom.contracts.keys import Recipe
 from darkroom.database import dispatch
 from darkroom.database.dispatch import Leased, LeasedBackfill
@@ -35,10 +36,22 @@ LeasedT = TypeVar("LeasedT", Leased, LeasedBackfill)
 
 
 class Dispatcher:
-    """Runs in a thread of its own; any number of them, in any number of processes, share the work."""
+    """Runs in a thread of its own; any number of them, in any number of processes, share the work.
+
+    With a `lane`, it sends photos of that lane alone. One for interactive photos beside one for everything: a batch of
+    bulk takes a quarter of a second to publish, and a photo that was uploaded meanwhile must not wait for its end.
+    """
 
     def __init__(
-        self, engine: Engine, app: Celery, link: BrokerLink, recipe: Recipe, *, batch: int, lease_s: float
+        self,
+        engine: Engine,
+        app: Celery,
+        link: BrokerLink,
+        recipe: Recipe,
+        *,
+        batch: int,
+        lease_s: float,
+        lane: Lane | None = None,
     ) -> None:
         self._engine = engine
         self._app = app
@@ -46,6 +59,7 @@ class Dispatcher:
         self._recipe = recipe
         self._batch = batch
         self._lease_s = lease_s
+        self._lane = lane
         self._stop = threading.Event()
         self.bell = threading.Event()
         """Set it to have the dispatcher look at once."""
@@ -76,10 +90,12 @@ class Dispatcher:
         deadline = time.monotonic() + self._lease_s / 2
         begun_ns = tracing.now_ns()
         with self._engine.begin() as connection:
-            leased = dispatch.lease(connection, self._batch, self._lease_s)
+            leased = dispatch.lease(connection, self._batch, self._lease_s, self._lane)
         if leased:
             with DispatchSpans(leased, begun_ns) as spans:
                 return self._dispatch_originals(leased, deadline, spans)
+        if self._lane is not None:
+            return 0
         with self._engine.begin() as connection:
             backfills = dispatch.lease_backfills(connection, self._batch, self._lease_s)
         if backfills:

@@ -43,6 +43,8 @@ FIRST_PATIENCE = timedelta(seconds=30)
 GONE_AFTER = timedelta(seconds=10)
 """A fence on its way through queues that are empty counts as lost after this: two ticks, and far more than it takes."""
 
+FINALIZE_QUEUES = {FINALIZE.queue_for(lane) for lane in Lane}
+
 FINALIZE_DEADLINE = timedelta(seconds=10)
 """`finalize` reads some small blobs and commits one transaction: tens of milliseconds, p99 below 1 s.
 
@@ -85,7 +87,7 @@ class Deadlines:
 
     def of(self, queue: str) -> timedelta:
         """The deadline behind a queue."""
-        return self.finalize if queue == FINALIZE.queue else self.step
+        return self.finalize if queue in FINALIZE_QUEUES else self.step
 
 
 def overdue_before(path: Path, history: Sequence[FenceRecord], now: datetime, deadlines: Deadlines) -> datetime | None:

@@ -14,6 +14,9 @@ from redis import Redis
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from darkroom.celery_app import bound_publishing, create_app, declare_delayed_delivery, declare_topology
+from darkroom.consumers import use_windows
+from darkroom.contracts.base import Lane
+from darkroom.contracts.tasks import FINALIZE
 from darkroom.database.engine import migrate, sync_engine
 from darkroom.errors import DarkroomError
 from darkroom.logs import configure_logs
@@ -62,8 +65,22 @@ def finalize_options(concurrency: int, tasks: TaskSettings) -> WorkerOptions:
         pool="threads",  # it waits for the database and computes nothing; threads share one pool of connections
         concurrency=concurrency or FINALIZE_THREADS,
         prefetch_multiplier=4,  # tasks of milliseconds, all alike: the next ones are here when one ends
+        # But of bulk no more than `finalize_windows` says.
         watchdog_s=tasks.task_hard_limit_s,  # threads know no time limits; above lock_timeout (20 s)
     )
+
+
+def finalize_windows(options: WorkerOptions) -> dict[str, int]:
+    """How many messages of each queue the finalize worker holds.
+
+    Threads take what is here in the order in which it came: bulk may use half of them, and nothing of it lies before
+    them, so that an interactive photo finds one free.
+    """
+    interactive, bulk = (FINALIZE.queue_for(lane) for lane in (Lane.INTERACTIVE, Lane.BULK))
+    return {
+        interactive: options.concurrency * options.prefetch_multiplier,
+        bulk: max(1, options.concurrency // 2),
+    }
 
 
 def maintenance_options() -> WorkerOptions:
@@ -141,6 +158,7 @@ def run_finalize(arguments: argparse.Namespace) -> None:
     broker, tasks, worker = BrokerSettings(), TaskSettings(), WorkerSettings()
     app = create_finalizer(open_resources(broker, tasks), broker, tasks)
     options = with_arguments(finalize_options(worker.worker_concurrency, tasks), arguments)
+    use_windows(app, finalize_windows(options))
     run_worker(app, options, heartbeat_file=worker.heartbeat_file)
 
 

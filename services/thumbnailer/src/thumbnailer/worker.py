@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -26,7 +27,10 @@ CPU_GRACE_S = 5
 """After the hard limit, when a child ends by itself: its parent, who knows which photo it was, should come first."""
 
 BULK_NICENESS = 10
-"""Bulk children give way to interactive ones: both lanes may have a slot for every core."""
+"""Bulk children give way to everybody else: both lanes may have a slot for every core."""
+
+AUTOGROUP = Path("/proc/self/autogroup")
+"""The niceness of this session as a whole, on a Linux kernel that shares the cores out by sessions."""
 
 
 def create_thumbnailer(broker: BrokerSettings, tasks: TaskSettings, limits: LimitSettings, blob_url: str) -> Celery:
@@ -87,6 +91,7 @@ def main() -> None:
     app = create_thumbnailer(BrokerSettings(), tasks, LimitSettings(), StorageSettings().blob_url)
     if lane is Lane.BULK:
         worker_process_init.connect(give_way, weak=False)
+        give_way_as_session(AUTOGROUP)
     running = with_arguments(options(lane, worker.worker_concurrency, tasks), arguments)
     heartbeat: Path | None = worker.heartbeat_file
     run_worker(app, running, heartbeat_file=heartbeat)
@@ -95,6 +100,17 @@ def main() -> None:
 def give_way(**_: object) -> None:
     """Lowers the CPU priority of a bulk child for good."""
     os.nice(BULK_NICENESS)
+
+
+def give_way_as_session(autogroup: Path) -> None:
+    """Lowers the CPU priority of this process's session, when it leads one.
+
+    Where the kernel shares the cores out by sessions first, as most distributions have it, a process's niceness counts
+    only within its own, and the children of another service are in another one. Elsewhere there is nothing to do.
+    """
+    if os.getsid(0) == os.getpid():  # a shell's session has other programs in it
+        with suppress(OSError):
+            autogroup.write_text(str(BULK_NICENESS))
 
 
 if __name__ == "__main__":

@@ -36,10 +36,10 @@ EMBED = TaskContract("embedder.embed", "embed", m.Embed, m.Embedded, has_lanes=T
 EMBED_TEXT = TaskContract("embedder.embed_text", "embed.query", m.EmbedText, m.QueryVector)
 EMBED_PICTURE = TaskContract("embedder.embed_picture", "embed.query", m.EmbedPicture, m.QueryVector)
 
-FINALIZE = TaskContract("scheduler.finalize", "finalize", m.Finalize, m.Nothing)
-RECORD_FAILURE = TaskContract("scheduler.record_failure", "finalize", m.RecordFailure, m.Nothing)
-RECORD_LOSS = TaskContract("scheduler.record_loss", "finalize", m.RecordLoss, m.Nothing)
-RECORD_EMBEDDING = TaskContract("scheduler.record_embedding", "finalize", m.RecordEmbedding, m.Nothing)
+FINALIZE = TaskContract("scheduler.finalize", "finalize", m.Finalize, m.Nothing, has_lanes=True)
+RECORD_FAILURE = TaskContract("scheduler.record_failure", "finalize", m.RecordFailure, m.Nothing, has_lanes=True)
+RECORD_LOSS = TaskContract("scheduler.record_loss", "finalize", m.RecordLoss, m.Nothing, has_lanes=True)
+RECORD_EMBEDDING = TaskContract("scheduler.record_embedding", "finalize.bulk", m.RecordEmbedding, m.Nothing)
 REGISTER_MODEL = TaskContract("scheduler.register_model", "finalize", m.RegisterModel, m.Nothing)
 RETURN_FENCE = TaskContract("scheduler.return_fence", "finalize", m.Fence, m.Nothing)
 

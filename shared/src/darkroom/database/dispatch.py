@@ -43,6 +43,7 @@ _LEASE = text(
         SELECT sha256 FROM originals
         WHERE dispatched_at IS NULL AND status IN ('accepted', 'processing') AND unreferenced_at IS NULL
           AND (lease_until IS NULL OR lease_until < now()) AND not_before <= now()
+          AND (CAST(:lane AS text) IS NULL OR lane = :lane)
         ORDER BY lane DESC, created_at LIMIT :limit
         FOR UPDATE SKIP LOCKED
     )
@@ -67,13 +68,13 @@ _LEASE_BACKFILLS = text(
 )
 
 
-def lease(connection: Connection, limit: int, lease_s: float) -> list[Leased]:
+def lease(connection: Connection, limit: int, lease_s: float, lane: Lane | None = None) -> list[Leased]:
     """Up to `limit` originals that wait, interactive ones first, each under a generation of its own from now on.
 
-    Commit before publishing: nobody else dispatches them for `lease_s` seconds. Their task ids are recorded here,
-    before any broker sees them.
+    With a `lane`, of that lane alone. Commit before publishing: nobody else dispatches them for `lease_s` seconds.
+    Their task ids are recorded here, before any broker sees them.
     """
-    rows = connection.execute(_LEASE, {"limit": limit, "lease_s": lease_s}).all()
+    rows = connection.execute(_LEASE, {"limit": limit, "lease_s": lease_s, "lane": lane}).all()
     leased = [
         Leased(r.sha256, r.generation, Lane(r.lane), r.traceparent, r.tracestate, r.not_before, r.dispatch_traceparent)
         for r in rows

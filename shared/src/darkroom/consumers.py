@@ -1,15 +1,22 @@
 """A prefetch window for each queue, on RabbitMQ and on Redis alike."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from celery import Celery
 from kombu import Connection, Consumer, Queue
+
+
+def use_windows(app: Celery, windows: Mapping[str, int]) -> None:
+    """Has the worker of this application hold at most so many unacknowledged messages of each queue that it takes."""
+    app.amqp.Consumer = partial(QueueConsumers, windows=windows)
 
 
 class QueueConsumers:
     """Stands where Celery's one task consumer stands, and has one for each queue, each on a channel of its own.
 
-    On one channel, a backlog of bulk work would use up the window that searches need: Redis counts a window for the
+    On one channel, a backlog of bulk work would use up the window that other work needs: Redis counts a window for the
     whole channel, and RabbitMQ fixes it when a consumer starts. See docs/decisions/0003-batching.md.
     """
 
