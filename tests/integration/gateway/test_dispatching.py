@@ -49,11 +49,11 @@ def all_dispatched(engine: Engine, count: int) -> Callable[[], bool]:
     return check
 
 
-def new_dispatcher(engine: Engine, broker_url: str, redis_url: str) -> Dispatcher:
+def new_dispatcher(engine: Engine, broker_url: str, redis_url: str, lane: Lane | None = None) -> Dispatcher:
     """A dispatcher that runs no thread: tests call `dispatch_once`."""
     app = create_app("test", BrokerSettings(broker_url=broker_url, result_url=redis_url), TaskSettings())
     bound_publishing(app)
-    return Dispatcher(engine, app, BrokerLink(app), Recipe.current(), batch=50, lease_s=60)
+    return Dispatcher(engine, app, BrokerLink(app), Recipe.current(), batch=50, lease_s=60, lane=lane)
 
 
 @pytest.mark.parametrize("lane", ["interactive", "bulk"])
@@ -121,6 +121,22 @@ def test_interactive_photos_are_dispatched_before_bulk_ones(
     with engine.begin() as connection:
         leased = dispatch.lease(connection, 1, 60)
     assert [one.sha256 for one in leased] == [second["sha256"]]
+
+
+def test_an_interactive_photo_does_not_wait_while_a_batch_of_bulk_is_published(
+    gateway: Served, amqp_url: str, redis_url: str, engine: Engine
+) -> None:
+    gateway.accepted(*[picture(n) for n in range(10)], lane="bulk")
+    of_everything = new_dispatcher(engine, amqp_url, redis_url)
+    of_interactive = new_dispatcher(engine, amqp_url, redis_url, Lane.INTERACTIVE)
+    (interactive,) = gateway.accepted(picture(99))
+    with engine.begin() as connection:
+        leased = dispatch.lease(connection, 50, 60, Lane.BULK)
+    assert len(leased) == 10, "somebody is publishing these"
+
+    assert of_interactive.dispatch_once() == 1
+    assert dispatched_hashes(amqp_url) == [interactive["sha256"]]
+    assert of_interactive.dispatch_once() == of_everything.dispatch_once() == 0
 
 
 def test_two_dispatchers_share_the_work(gateway: Served, amqp_url: str, redis_url: str, engine: Engine) -> None:

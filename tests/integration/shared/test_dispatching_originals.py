@@ -16,9 +16,9 @@ from darkroom.workflow import task_ids
 A, B, C = sha("a"), sha("b"), sha("c")
 
 
-def lease(engine: Engine, limit: int = 100, lease_s: float = 60) -> list[Leased]:
+def lease(engine: Engine, limit: int = 100, lease_s: float = 60, lane: Lane | None = None) -> list[Leased]:
     with engine.begin() as connection:
-        return dispatch.lease(connection, limit, lease_s)
+        return dispatch.lease(connection, limit, lease_s, lane)
 
 
 def expire_leases(engine: Engine) -> None:
@@ -32,6 +32,15 @@ def test_interactive_originals_go_first_and_the_oldest_of_them_before_others(eng
 
     assert [one.sha256 for one in lease(engine, limit=1)] == [B]
     assert [one.sha256 for one in lease(engine, limit=5)] == [C, A]
+
+
+def test_one_lane_can_be_leased_alone(engine: Engine) -> None:
+    accept(engine, A, lane=Lane.BULK)
+    accept(engine, B)
+
+    assert [one.sha256 for one in lease(engine, lane=Lane.INTERACTIVE)] == [B]
+    assert lease(engine, lane=Lane.INTERACTIVE) == []
+    assert [one.sha256 for one in lease(engine, lane=Lane.BULK)] == [A]
 
 
 def test_what_is_leased_or_sent_is_not_leased_again(engine: Engine) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from embedder.batching import QUERY_TURNS, Buffer, Kind, Sizes
+from embedder.batching import QUERY_TURNS, Buffer, Kind, Outcomes, Sizes
 
 SIZES = Sizes(batch=16, query=4, interactive=32, bulk=32)
 
@@ -107,3 +107,50 @@ def test_no_bulk_picture_is_held_longer_than_allowed_beside_a_steady_interactive
         for _ in range(counts(batch)[1]):
             buffer.add(Kind.INTERACTIVE, "interactive again", passed_s)
     assert passed_s < held_s
+
+
+@pytest.mark.parametrize(
+    ("waiting", "is_urgent"),
+    [({}, False), ({"bulk": 16}, False), ({"interactive": 1, "bulk": 16}, True), ({"query": 1}, True)],
+)
+def test_only_bulk_may_wait_until_what_is_finished_has_been_handed_over(waiting, is_urgent):
+    assert filled(**waiting).is_urgent is is_urgent
+
+
+def computed(**counts: int) -> Outcomes[str]:
+    outcomes: Outcomes[str] = Outcomes()
+    for kind in reversed(Kind):
+        for number in range(counts.get(kind.value, 0)):
+            outcomes.add(kind, f"{kind.value[0]}{number}")
+    return outcomes
+
+
+@pytest.mark.parametrize(
+    ("waiting", "order"),
+    [
+        pytest.param({"bulk": 3}, "b0 b1 b2", id="bulk when nobody else waits"),
+        pytest.param({"interactive": 1, "bulk": 3}, "i0 b0 b1 b2", id="an interactive picture does not wait for bulk"),
+        pytest.param({"query": 2, "interactive": 1, "bulk": 1}, "q0 q1 i0 b0", id="searches first"),
+        pytest.param({"interactive": 7, "bulk": 2}, "i0 i1 i2 b0 i3 i4 i5 b1 i6", id="every fourth turn is bulk's"),
+        pytest.param({"interactive": 5}, "i0 i1 i2 i3 i4", id="and nobody's while there is none"),
+    ],
+)
+def test_what_is_computed_is_handed_over_in_the_order_of_the_lanes(waiting, order):
+    outcomes = computed(**waiting)
+    handed_over = []
+    while outcomes:
+        handed_over.append(outcomes.take())
+    assert " ".join(handed_over) == order
+
+
+def test_a_picture_that_is_computed_last_is_handed_over_next():
+    outcomes = computed(bulk=16)
+    outcomes.take()
+    outcomes.add(Kind.INTERACTIVE, "interactive")
+    assert outcomes.take() == "interactive"
+
+
+def test_cleared_outcomes_are_told_and_gone():
+    outcomes = computed(query=1, interactive=1, bulk=1)
+    assert outcomes.clear() == ["q0", "i0", "b0"]
+    assert not outcomes

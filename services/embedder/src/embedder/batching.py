@@ -125,7 +125,7 @@ class Buffer(Generic[ItemT]):
 
 
 class Outcomes(Generic[ItemT]):
-    """What is computed and waits to be handed over, one at a time: recording a result takes longer than computing it."""
+    """What is computed and is handed over one at a time: to record a result can take longer than to compute it."""
 
     def __init__(self) -> None:
         self._waiting: dict[Kind, deque[ItemT]] = {kind: deque() for kind in Kind}
@@ -154,7 +154,7 @@ class Outcomes(Generic[ItemT]):
         if query:
             return query.popleft()
         if interactive and (not bulk or self._turns_ahead < TURNS_AHEAD):
-            self._turns_ahead += 1
+            self._turns_ahead += bool(bulk)
             return interactive.popleft()
         self._turns_ahead = 0
         return bulk.popleft()

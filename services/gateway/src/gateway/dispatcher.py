@@ -71,7 +71,7 @@ class Dispatcher:
             self.bell.clear()
             try:
                 is_idle = not self.dispatch_once()
-                if is_idle:
+                if is_idle and self._lane is None:  # of several links, one tells how the broker is
                     self._link.check()
                 failures = 0
             except Exception as error:  # a thread that ends would end all dispatching, silently
