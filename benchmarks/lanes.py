@@ -32,6 +32,9 @@ BULK_SIZE, PHOTO_SIZE = (640, 480), (2000, 1500)
 SETTLE_S = 3.0
 """After bulk begins or ends, before anything is counted."""
 
+SHOWN_FROM_S = 0.003
+"""Shorter parts of a photo's way are in the file alone."""
+
 KEPT_RATE = 0.7
 """Of bulk's own rate, beside one interactive photo a second."""
 
@@ -161,14 +164,20 @@ def is_at_rest(house: House) -> bool:
     return house.ledger()["ready"] == before
 
 
-def parts(house: House, image_id: str) -> dict[str, float]:
-    """Seconds of a photo's way by who worked or what was waited for, without overlap; empty where none are kept."""
+def trace_of(house: House, image_id: str) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds of a photo's way by who worked or what was waited for, without overlap; and by span, all added up.
+
+    Both are empty where no traces are kept.
+    """
     answer = httpx.get(f"{house.url}/v1/images/{image_id}/trace", timeout=30)
-    spent: dict[str, float] = defaultdict(float)
+    parts: dict[str, float] = defaultdict(float)
+    spans: dict[str, float] = defaultdict(float)
     for trace in answer.json()["traces"] if answer.is_success else []:
         for part in trace["summary"]["parts"]:
-            spent[f"{part['category']} {part['name']}"] += part["duration_ms"] / 1000
-    return spent
+            parts[f"{part['category']} {part['name']}"] += part["duration_ms"] / 1000
+        for span in trace["spans"]:
+            spans[f"{span['service']}: {span['name']}"] += span["duration_ms"] / 1000
+    return parts, spans
 
 
 def batches(house: House) -> list[dict[str, Any]]:
@@ -228,23 +237,21 @@ def main() -> int:
             )
         left = house.ledger()["in_flight"]
         done = batches(house)
-        idle_parts = [parts(house, image_id) for image_id in figures.idle_ids]
-        loaded_parts = [parts(house, image_id) for image_id in figures.loaded_ids]
-        where = {
-            name: (typical(idle_parts, name), typical(loaded_parts, name))
-            for name in sorted(set().union(*loaded_parts))
-        }
+        idle = [trace_of(house, image_id) for image_id in figures.idle_ids]
+        loaded = [trace_of(house, image_id) for image_id in figures.loaded_ids]
     full = [batch["seconds"] for batch in done if batch["bulk"] == max(each["size"] for each in done)]
     mixed = [batch for batch in done if batch["interactive"] and batch["bulk"]]
     report(figures, full, mixed, left)
-    report_where(where)
+    by_part, by_span = (compared([one[kind] for one in idle], [one[kind] for one in loaded]) for kind in (0, 1))
+    report_where("an interactive photo's way, ms (mean)", by_part)
+    report_where("its spans, ms (mean of their sums)", by_span)
     judged = verdicts(figures, median(full))
     for each in judged:
         say(f"{'pass' if each['passed'] else 'FAIL'}  {each['what']}: {each['measured']:.3f}   bound {each['bound']}")
     if arguments.json is not None:
         about = {"broker": arguments.broker, "bulk": arguments.bulk, "left_in_flight": left, "full_batches_s": full}
         measured = {name: values for name, values in vars(figures).items() if not name.endswith("_ids")}
-        written = about | measured | {"mean_part_s": where, "verdicts": judged}
+        written = about | measured | {"mean_part_s": by_part, "mean_span_s": by_span, "verdicts": judged}
         arguments.json.write_text(json.dumps(written, indent=1) + "\n")
     return 0 if all(each["passed"] for each in judged) else 1
 
@@ -264,18 +271,22 @@ def report(figures: Figures, full_s: Sequence[float], mixed: Sequence[dict[str, 
         say(f"bulk photos in a batch with an interactive one: {beside:.1f} (mean of {len(mixed)})")
 
 
-def report_where(where: dict[str, tuple[float, float]]) -> None:
-    """Prints where an interactive photo spends its time."""
-    say(f"\n{'of an interactive photo, ms (mean)':42}{'idle':>8}{'beside':>8}")
+def compared(idle: Sequence[dict[str, float]], loaded: Sequence[dict[str, float]]) -> dict[str, tuple[float, float]]:
+    """For each name the mean seconds of an idle and of a loaded photo; of most parts a median would be 0."""
+
+    def typical(photos: Sequence[dict[str, float]], name: str) -> float:
+        return mean(photo.get(name, 0.0) for photo in photos)
+
+    return {name: (typical(idle, name), typical(loaded, name)) for name in sorted(set().union(*loaded))}
+
+
+def report_where(title: str, where: dict[str, tuple[float, float]]) -> None:
+    """Prints where an interactive photo spends its time, the longest first."""
+    say(f"{title:42}{'idle':>8}{'beside':>8}")
     for name, (idle_s, loaded_s) in sorted(where.items(), key=lambda each: -each[1][1]):
-        if loaded_s >= 0.002:
+        if loaded_s >= SHOWN_FROM_S:
             say(f"  {name:40}{idle_s * 1000:8.0f}{loaded_s * 1000:8.0f}")
     say("")
-
-
-def typical(of_photos: Sequence[dict[str, float]], name: str) -> float:
-    """Mean seconds of one part: of most parts a median would be 0."""
-    return mean(each.get(name, 0.0) for each in of_photos)
 
 
 def say(line: str) -> None:
