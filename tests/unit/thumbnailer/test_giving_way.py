@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from thumbnailer.worker import BULK_NICENESS, give_way_as_session
+from thumbnailer.worker import BULK_SESSION_NICENESS, give_way_as_session
 
 CALL = "import sys, pathlib; from thumbnailer.worker import give_way_as_session as f; f(pathlib.Path(sys.argv[1]))"
 
 
-@pytest.mark.parametrize(("is_leader", "written"), [(True, str(BULK_NICENESS)), (False, "")])
+@pytest.mark.parametrize(("is_leader", "written"), [(True, str(BULK_SESSION_NICENESS)), (False, "")])
 def test_only_a_session_of_its_own_is_lowered(tmp_path: Path, is_leader: bool, written: str) -> None:
     autogroup = tmp_path / "autogroup"
     autogroup.touch()

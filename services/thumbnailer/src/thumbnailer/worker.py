@@ -27,10 +27,14 @@ CPU_GRACE_S = 5
 """After the hard limit, when a child ends by itself: its parent, who knows which photo it was, should come first."""
 
 BULK_NICENESS = 10
-"""Bulk children give way to everybody else: both lanes may have a slot for every core."""
+"""Bulk children give way to interactive ones: both lanes may have a slot for every core."""
+
+BULK_SESSION_NICENESS = 5
+"""Of the whole bulk worker, where cores are shared out by sessions: a core that an interactive child wants too is its
+to 75 % and more, and bulk still moves on a machine that is busy with something else."""
 
 AUTOGROUP = Path("/proc/self/autogroup")
-"""The niceness of this session as a whole, on a Linux kernel that shares the cores out by sessions."""
+"""Where Linux is told that niceness, if it shares the cores out so."""
 
 
 def create_thumbnailer(broker: BrokerSettings, tasks: TaskSettings, limits: LimitSettings, blob_url: str) -> Celery:
@@ -110,7 +114,7 @@ def give_way_as_session(autogroup: Path) -> None:
     """
     if os.getsid(0) == os.getpid():  # a shell's session has other programs in it
         with suppress(OSError):
-            autogroup.write_text(str(BULK_NICENESS))
+            autogroup.write_text(str(BULK_SESSION_NICENESS))
 
 
 if __name__ == "__main__":
