@@ -71,7 +71,7 @@ class Dispatcher:
             self.bell.clear()
             try:
                 is_idle = not self.dispatch_once()
-                if is_idle and self._lane is None:  # of several links, one tells how the broker is
+                if is_idle and self._lane is None:  # what no bell told of, and the broker's state, are its to find
                     self._link.check()
                 failures = 0
             except Exception as error:  # a thread that ends would end all dispatching, silently
@@ -81,7 +81,7 @@ class Dispatcher:
                 stop.wait(pause_s)
                 continue
             if is_idle:
-                self.bell.wait(POLL_S)
+                self.bell.wait(POLL_S if self._lane is None else None)
 
     def dispatch_once(self) -> int:
         """Dispatches one batch, backfills only when no photo waits; returns how many. Raises what stopped it."""
