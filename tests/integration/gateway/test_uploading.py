@@ -84,7 +84,7 @@ def test_file_folder_and_row_are_durable_before_the_answer(
         happened.append(f"synced {Path(f'/proc/self/fd/{descriptor}').readlink().parent.name}")
 
     monkeypatch.setattr(darkroom.storage.os, "fsync", noting_fsync)
-    event.listen(gateway.parts.engine.sync_engine, "commit", lambda connection: happened.append("committed"))
+    event.listen(gateway.parts.acceptance.engine, "commit", lambda connection: happened.append("committed"))
     gateway.accepted(photo)
     happened.append("answered")
     # The file while it has no name yet, the new folders, the name in them; then the row.

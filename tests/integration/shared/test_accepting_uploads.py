@@ -49,6 +49,26 @@ def test_a_new_photo_waits_in_the_outbox(engine: Engine) -> None:
     assert {one.sha256 for one in send(engine)} == {A, B}
 
 
+def test_a_new_upload_is_answered_as_reading_it_would_be(engine: Engine) -> None:
+    upload = an_upload(A, B, A, lane=Lane.BULK, tags=["one", "two"])
+    with engine.begin() as connection:
+        answered = uploads.accept(connection, upload, uploads.lock_originals(connection, upload))
+
+    assert answered is not None
+    with engine.connect() as connection:
+        read = images.find_batch(connection, upload.batch_id), images.images_of_batch(connection, upload.batch_id)
+    assert read[0] is not None
+    assert dict(answered[0]._mapping) == dict(read[0]._mapping)
+    assert [dict(row._mapping) for row in answered[1]] == [dict(row._mapping) for row in read[1]]
+
+
+def test_an_upload_of_known_bytes_must_be_read(engine: Engine) -> None:
+    accept(engine, A)
+    upload = an_upload(A, B)
+    with engine.begin() as connection:
+        assert uploads.accept(connection, upload, uploads.lock_originals(connection, upload)) is None
+
+
 def test_the_same_bytes_twice_in_one_request_are_one_original_and_two_images(engine: Engine) -> None:
     upload = accept(engine, A, A)
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -34,6 +35,10 @@ from gateway.relay import Relay
 from gateway.search import Search
 from gateway.settings import GatewaySettings
 from gateway.trace_store import StoreExporter, TraceStore
+from gateway.uploads import Acceptance
+
+THREADS_WITH_CONNECTION = 4
+"""Of the gateway's own that share a pool with its uploads: the dispatcher's, the relay's two, the trace store's."""
 
 STOP_S = 10.0
 """For all threads together: the longest publish of one that is asked to end, and some."""
@@ -48,6 +53,7 @@ class Gateway:
 
     settings: GatewaySettings
     engine: AsyncEngine
+    acceptance: Acceptance
     store: BlobStore
     results: Redis
     search: Search
@@ -151,6 +157,9 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Gateway]:
         yield Gateway(
             settings=settings,
             engine=engine,
+            acceptance=Acceptance(
+                thread_engine, CapacityLimiter(max(1, settings.database_pool_size - THREADS_WITH_CONNECTION))
+            ),
             store=store,
             results=results,
             search=search,

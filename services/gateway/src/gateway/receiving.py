@@ -49,10 +49,11 @@ class SyncedFile:
 
 @dataclass
 class ReceivedForm:
-    """A whole form."""
+    """A whole form. Whoever has placed its files, or removed what was left of them, says that `is_over`."""
 
     files: list[SyncedFile] = field(default_factory=list)
     fields: list[tuple[str, str]] = field(default_factory=list)
+    is_over: bool = False
 
 
 class Receiving:
@@ -94,9 +95,10 @@ class Receiving:
                 )
             yield form
         finally:
-            # A client that hung up has cancelled us: what it left behind goes all the same.
-            with anyio.CancelScope(shield=True):
-                await run_sync(_discard, incoming)
+            if not form.is_over:
+                # A client that hung up has cancelled us: what it left behind goes all the same.
+                with anyio.CancelScope(shield=True):
+                    await run_sync(_discard, incoming)
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:

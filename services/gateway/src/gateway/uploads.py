@@ -7,14 +7,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 from uuid import UUID
 
+from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from opentelemetry.trace import SpanKind, get_current_span
-from sqlalchemy import Connection, Row
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import Connection, Engine, Row
 from starlette.requests import ClientDisconnect
 
 from darkroom.contracts.base import Lane
@@ -26,7 +27,7 @@ from darkroom.outbound import OutboundPolicy, RefusedTargetError
 from darkroom.telemetry import metrics, names, tracing
 from darkroom.telemetry.tracing import Attributes
 from gateway.problems import client_disconnected, internal_error, problem_of
-from gateway.receiving import ReceivedForm, SyncedFile, invalid_field
+from gateway.receiving import ReceivedForm, invalid_field
 from gateway.traces import TraceContext
 
 MAX_TAGS = 32
@@ -160,8 +161,19 @@ class Accepted:
     images: Sequence[Row[Any]]
 
 
+@dataclass(frozen=True)
+class Acceptance:
+    """Where uploads are committed: in threads, because SQLAlchemy's asyncio face adds a quarter to an upload's CPU.
+
+    `limiter` has one token for each connection that uploads may take: what waits for one waits in the event loop.
+    """
+
+    engine: Engine
+    limiter: CapacityLimiter
+
+
 async def accept_form(
-    engine: AsyncEngine,
+    acceptance: Acceptance,
     form: ReceivedForm,
     options: UploadOptions,
     trace: TraceContext,
@@ -170,10 +182,17 @@ async def accept_form(
     """The batch that now stands for the form: its blobs are in place and its rows are committed.
 
     With a key that an equal request has used before, it is that request's batch and nothing is stored. Raises
-    `idempotency-key-reused` when the request was another one.
+    `idempotency-key-reused` when the request was another one. Who is cancelled meanwhile is so when it is over.
     """
+    work = partial(_accept_form, acceptance.engine, form, options, trace, idempotency_key)
+    return await run_sync(work, limiter=acceptance.limiter)
+
+
+def _accept_form(
+    engine: Engine, form: ReceivedForm, options: UploadOptions, trace: TraceContext, idempotency_key: str | None
+) -> Accepted:
     wanted = fingerprint(form, options)
-    if idempotency_key is not None and (earlier := await _batch_of_key(engine, idempotency_key, wanted)):
+    if idempotency_key is not None and (earlier := _batch_of_key(engine, idempotency_key, wanted)):
         return earlier
     batch_id, *image_ids = new_ids(1 + len(form.files), time.time_ns() // 1_000_000, secrets.randbits)
     upload = uploads.Upload(
@@ -190,20 +209,19 @@ async def accept_form(
         tracestate=trace.tracestate,
         trace_id=trace.trace_id,
     )
-    with tracing.step(names.COMMIT_UPLOAD):
-        async with engine.connect() as connection:
-            known = await connection.run_sync(uploads.lock_originals, upload)
-            # Under the locks, which the sweeper takes too: what is in place now stays.
-            await run_sync(_place, form.files)
-            # None when a request with the same key was committed while this one was on its way.
-            accepted = await connection.run_sync(_accept, upload, known, idempotency_key, wanted)
-            if accepted is not None:
-                await connection.commit()
-                metrics.UPLOADS.labels(options.lane.value).inc(len(form.files))
-                metrics.UPLOAD_BYTES.labels(options.lane.value).inc(sum(file.bytes for file in form.files))
-                return accepted
-            await connection.rollback()
-    if idempotency_key is None or not (earlier := await _batch_of_key(engine, idempotency_key, wanted)):
+    with tracing.step(names.COMMIT_UPLOAD), engine.connect() as connection:
+        known = uploads.lock_originals(connection, upload)
+        # Under the locks, which the sweeper takes too: what is in place now stays.
+        _place(form)
+        # None when a request with the same key was committed while this one was on its way.
+        accepted = _accept(connection, upload, known, idempotency_key, wanted)
+        if accepted is not None:
+            connection.commit()
+            metrics.UPLOADS.labels(options.lane.value).inc(len(form.files))
+            metrics.UPLOAD_BYTES.labels(options.lane.value).inc(sum(file.bytes for file in form.files))
+            return accepted
+        connection.rollback()
+    if idempotency_key is None or not (earlier := _batch_of_key(engine, idempotency_key, wanted)):
         raise RuntimeError("an idempotency key was taken by a request that is not there")
     return earlier
 
@@ -211,13 +229,13 @@ async def accept_form(
 def _accept(
     connection: Connection, upload: uploads.Upload, known: set[str], key: str | None, wanted: str
 ) -> Accepted | None:
-    uploads.accept(connection, upload, known)
+    new = uploads.accept(connection, upload, known)
     if known and tracing.is_recording():
         _link_to(uploads.traces_of(connection, known))
     if key is not None and not uploads.record_idempotent(connection, key, wanted, upload.batch_id):
         return None
     # Read before the commit: an answer that cannot be given must not leave an upload behind.
-    return _read(connection, upload.batch_id)
+    return Accepted(*new) if new is not None else _read(connection, upload.batch_id)
 
 
 def _link_to(traceparents: Sequence[str]) -> None:
@@ -233,9 +251,9 @@ def _read(connection: Connection, batch_id: UUID) -> Accepted:
     return Accepted(batch, images.images_of_batch(connection, batch_id))
 
 
-async def _batch_of_key(engine: AsyncEngine, key: str, wanted: str) -> Accepted | None:
-    async with engine.connect() as connection:
-        return await connection.run_sync(_find_by_key, key, wanted)
+def _batch_of_key(engine: Engine, key: str, wanted: str) -> Accepted | None:
+    with engine.connect() as connection:
+        return _find_by_key(connection, key, wanted)
 
 
 def _find_by_key(connection: Connection, key: str, wanted: str) -> Accepted | None:
@@ -255,9 +273,11 @@ def _find_by_key(connection: Connection, key: str, wanted: str) -> Accepted | No
     return _read(connection, batch_id)
 
 
-def _place(files: Sequence[SyncedFile]) -> None:
-    for file in files:
+def _place(form: ReceivedForm) -> None:
+    for file in form.files:
         key = original_key(file.sha256)
         attributes: Attributes = {names.BLOB_KEY: key, names.BLOB_BYTES: file.bytes, names.IMAGE_SHA256: file.sha256}
         with tracing.step(names.BLOB_PUT, attributes, kind=SpanKind.CLIENT):
             file.writer.place(key)
+            file.writer.discard()  # of bytes that were there already, ours are left
+    form.is_over = True

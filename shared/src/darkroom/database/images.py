@@ -1,12 +1,13 @@
 """Reading what became of uploads: images, batches, the ledger, issued tasks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, Row, Select, func, select
+from sqlalchemy.engine.result import IteratorResult, SimpleResultMetaData
 
 from darkroom.contracts.base import Lane
 from darkroom.database.tables import batches, embeddings, images, ledger, models, originals, tasks
@@ -52,6 +53,27 @@ def images_query() -> Select[Any]:
         .select_from(images.join(originals, originals.c.sha256 == images.c.sha256))
         .where(images.c.state != "deleted")
     )
+
+
+_IMAGE = SimpleResultMetaData([column.key for column in _COLUMNS])
+_BATCH = SimpleResultMetaData(batches.c.keys())
+
+
+def rows_of_new(
+    batch: Mapping[str, Any], images_of_it: Sequence[Mapping[str, Any]]
+) -> tuple[Row[Any], Sequence[Row[Any]]]:
+    """What `find_batch` and `images_of_batch` would read of rows that this transaction has inserted, without asking.
+
+    Fields that are left out are null.
+    """
+    return _rows(_BATCH, [batch])[0], _rows(_IMAGE, images_of_it)
+
+
+def _rows(fields: SimpleResultMetaData, values: Sequence[Mapping[str, Any]]) -> Sequence[Row[Any]]:
+    read: IteratorResult[*tuple[Any, ...]] = IteratorResult(
+        fields, iter([tuple(map(each.get, fields.keys)) for each in values])
+    )
+    return read.all()
 
 
 def find_image(connection: Connection, image_id: UUID) -> Row[Any] | None:

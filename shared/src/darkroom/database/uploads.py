@@ -1,18 +1,21 @@
 """Accepting uploads: one row for each original, one for each image, all in one transaction."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, bindparam, case, func, insert, select, text, update
+from sqlalchemy import Boolean, Connection, Integer, Row, Text, Uuid, bindparam, case, func, select, text, update
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from darkroom.contracts.base import Lane, Sha256
 from darkroom.contracts.events import EventType
-from darkroom.database import callbacks, outcomes
-from darkroom.database.tables import batches, events, idempotency_keys, images, originals
+from darkroom.database import callbacks, images, outcomes
+from darkroom.database.tables import idempotency_keys, originals
+from darkroom.telemetry import tracing
 
 
 @dataclass(frozen=True)
@@ -66,80 +69,153 @@ def lock_originals(connection: Connection, upload: Upload) -> set[Sha256]:
     return {row.sha256 for row in connection.execute(statement) if row.was_known}
 
 
-def accept(connection: Connection, upload: Upload, known: set[Sha256]) -> None:
+def accept(
+    connection: Connection, upload: Upload, known: Collection[Sha256]
+) -> tuple[Row[Any], Sequence[Row[Any]]] | None:
     """Inserts the batch, its images, their events and due callbacks, and counts them as accepted.
 
-    An image of a finished original is finished at once. One of an original that was being swept, or in flight on the
-    bulk lane while this upload is interactive, has it dispatched afresh; so has one whose bytes were lost. Call it
+    Returns the rows of the batch and its images, as `images` reads them, where all originals are new; else they must be
+    read. An image of a finished original is finished at once. One of an original that was being swept, or in flight on
+    the bulk lane while this upload is interactive, has it dispatched afresh; so has one whose bytes were lost. Call it
     after `lock_originals` and after the blobs are in place.
     """
-    shas = sorted({file.sha256 for file in upload.files})
-    outcomes.bring_back(connection, shas)
-    _restart_where_needed(connection, upload, shas)
-    standing = {
-        row.sha256: row
-        for row in connection.execute(
-            select(originals.c.sha256, originals.c.status, originals.c.error).where(originals.c.sha256.in_(shas))
-        )
-    }
+    standing = _standing(connection, upload, known)
     rows: list[dict[str, Any]] = []
     happened: list[dict[str, Any]] = []
     counts = {"ready": 0, "failed": 0, "in_flight": 0}
     seen: set[Sha256] = set()
     for file in upload.files:
-        original = standing[file.sha256]
-        state = {"ready": "ready", "failed": "failed"}.get(original.status, "in_flight")
+        status, error = standing.get(file.sha256, ("accepted", None))
+        state = {"ready": "ready", "failed": "failed"}.get(status, "in_flight")
         counts[state] += 1
         rows.append(
             {
                 "id": file.image_id,
                 "sha256": file.sha256,
-                "batch_id": upload.batch_id,
                 "state": state,
-                "lane": upload.lane.value,
                 "filename": file.filename,
-                "tags": list(upload.tags),
-                "external_id": upload.external_id,
                 "duplicate": file.sha256 in known or file.sha256 in seen,
-                "trace_id": upload.trace_id,
             }
         )
         seen.add(file.sha256)
-        common = {
-            "batch_id": upload.batch_id,
-            "image_id": file.image_id,
-            "sha256": file.sha256,
-            "trace_id": upload.trace_id,
-        }
-        happened.append(common | {"type": EventType.IMAGE_ACCEPTED.value, "problem": None})
+        happened.append(_event(EventType.IMAGE_ACCEPTED, upload, file))
         if state == "ready":
-            happened.append(common | {"type": EventType.IMAGE_READY.value, "problem": None})
+            happened.append(_event(EventType.IMAGE_READY, upload, file))
         elif state == "failed":
-            happened.append(common | {"type": EventType.IMAGE_FAILED.value, "problem": original.error})
-    connection.execute(
-        insert(batches).values(
-            id=upload.batch_id,
-            total=len(rows),
-            ready=counts["ready"],
-            failed=counts["failed"],
-            pending=counts["in_flight"],
-            completed_at=None if counts["in_flight"] else func.now(),
-            callback_url=upload.callback_url,
-        )
-    )
+            happened.append(_event(EventType.IMAGE_FAILED, upload, file, error))
     if not counts["in_flight"]:
-        happened.append(
-            {"batch_id": upload.batch_id, "image_id": None, "sha256": None, "trace_id": upload.trace_id}
-            | {"type": EventType.BATCH_COMPLETED.value, "problem": None}
-        )
-    ready_at = case((bindparam("state_now") == "ready", func.now()))
-    connection.execute(insert(images).values(ready_at=ready_at), [row | {"state_now": row["state"]} for row in rows])
-    connection.execute(insert(events), happened)
+        happened.append(_event(EventType.BATCH_COMPLETED, upload))
+    accepted_at = connection.scalar(
+        _INSERT,
+        {
+            "batch_id": upload.batch_id,
+            **counts,
+            "callback_url": upload.callback_url,
+            **{f"image_{name}": [row[name] for row in rows] for name in rows[0]},
+            "lane": upload.lane.value,
+            "tags": list(upload.tags),
+            "external_id": upload.external_id,
+            "trace_id": upload.trace_id,
+            **{f"event_{name}": [event[name] for event in happened] for name in ("type", "image_id", "sha256")},
+            "event_problem": [event["problem"] and json.dumps(event["problem"]) for event in happened],
+            "traceparent": tracing.traceparent(),
+        },
+    )
     if upload.callback_url is not None:
         callbacks.record(connection, happened, {upload.batch_id: upload.callback_url})
-    connection.execute(
-        text("UPDATE ledger SET accepted = accepted + :n WHERE shard = pg_backend_pid() % 16"), {"n": len(rows)}
+    return None if known else _rows_of_new(upload, rows, accepted_at)
+
+
+def _rows_of_new(
+    upload: Upload, rows: Sequence[dict[str, Any]], accepted_at: datetime | None
+) -> tuple[Row[Any], Sequence[Row[Any]]]:
+    sizes = {file.sha256: file.bytes for file in upload.files}
+    about_all = {
+        "batch_id": upload.batch_id,
+        "lane": upload.lane.value,
+        "tags": list(upload.tags),
+        "external_id": upload.external_id,
+        "trace_id": upload.trace_id,
+        "created_at": accepted_at,
+        "original_status": "accepted",
+        "generation": 0,
+        "attempts": 0,
+    }
+    batch = {
+        "id": upload.batch_id,
+        "total": len(rows),
+        "ready": 0,
+        "failed": 0,
+        "deleted": 0,
+        "pending": len(rows),
+        "created_at": accepted_at,
+        "callback_url": upload.callback_url,
+    }
+    return images.rows_of_new(batch, [about_all | row | {"bytes": sizes[row["sha256"]]} for row in rows])
+
+
+_INSERT = text(
+    """
+    WITH batch AS (
+        INSERT INTO batches (id, total, ready, failed, pending, completed_at, callback_url)
+        VALUES (:batch_id, cardinality(:image_id), :ready, :failed, :in_flight, CASE :in_flight WHEN 0 THEN now() END,
+            :callback_url)
+    ), image AS (
+        INSERT INTO images (id, sha256, batch_id, state, ready_at, lane, filename, tags, external_id, duplicate,
+            trace_id)
+        SELECT id, sha256, :batch_id, state, CASE state WHEN 'ready' THEN now() END, :lane, filename, :tags,
+            :external_id, duplicate, :trace_id
+        FROM unnest(:image_id, :image_sha256, :image_state, :image_filename, :image_duplicate)
+            AS each (id, sha256, state, filename, duplicate)
+    ), event AS (
+        INSERT INTO events (type, batch_id, image_id, sha256, problem, trace_id, traceparent)
+        SELECT type, :batch_id, image_id, sha256, problem::jsonb, :trace_id, :traceparent
+        FROM unnest(:event_type, :event_image_id, :event_sha256, :event_problem)
+            AS each (type, image_id, sha256, problem)
     )
+    UPDATE ledger SET accepted = accepted + cardinality(:image_id) WHERE shard = pg_backend_pid() % 16 RETURNING now()
+    """
+).bindparams(
+    bindparam("batch_id", type_=Uuid()),
+    *(bindparam(name, type_=Integer()) for name in ("ready", "failed", "in_flight")),
+    *(bindparam(name, type_=Text()) for name in ("callback_url", "lane", "external_id", "trace_id", "traceparent")),
+    *(bindparam(name, type_=ARRAY(Uuid())) for name in ("image_id", "event_image_id")),
+    bindparam("image_duplicate", type_=ARRAY(Boolean())),
+    *(
+        bindparam(name, type_=ARRAY(Text()))
+        for name in (
+            *("tags", "image_sha256", "image_state", "image_filename"),
+            *("event_type", "event_sha256", "event_problem"),
+        )
+    ),
+)
+"""All rows of an upload in one round trip."""
+
+
+def _event(
+    kind: EventType, upload: Upload, file: ReceivedFile | None = None, problem: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    return {
+        "type": kind.value,
+        "batch_id": upload.batch_id,
+        "image_id": file.image_id if file else None,
+        "sha256": file.sha256 if file else None,
+        "trace_id": upload.trace_id,
+        "problem": problem,
+    }
+
+
+def _standing(
+    connection: Connection, upload: Upload, known: Collection[Sha256]
+) -> dict[Sha256, tuple[str, dict[str, Any] | None]]:
+    """Status and error of the originals that were known before, once those whose work must begin anew have begun."""
+    if not known:
+        return {}
+    shas = sorted(known)
+    outcomes.bring_back(connection, shas)
+    _restart_where_needed(connection, upload, shas)
+    found = select(originals.c.sha256, originals.c.status, originals.c.error).where(originals.c.sha256.in_(shas))
+    return {row.sha256: (row.status, row.error) for row in connection.execute(found)}
 
 
 def _restart_where_needed(connection: Connection, upload: Upload, shas: Sequence[Sha256]) -> None:

@@ -90,7 +90,7 @@ class DarkroomService(DarkroomServicer):
             await checkpoint()  # all bytes are here, but the client may have gone while they were synced
             # From now on one that goes away does not stop what it has asked for.
             with anyio.CancelScope(shield=True):
-                accepted = await accept_form(self._gateway.engine, form, options, _trace(context), key)
+                accepted = await accept_form(self._gateway.acceptance, form, options, _trace(context), key)
         return accepted
 
     async def GetImage(self, request: pb.GetImageRequest, context: Context) -> pb.Image:

@@ -72,7 +72,7 @@ async def upload(
             gateway.receiving.form(body, content_type, limits) as form,
         ):
             accepted = await accept_form(
-                gateway.engine,
+                gateway.acceptance,
                 form,
                 read_options(form.fields, gateway.settings.outbound_policy),
                 trace_of_call(traceparent, tracestate, secrets.randbits),
