@@ -37,6 +37,9 @@ FORESEEN = {
     "image-needs-too-much-memory",
 }
 
+MARK_BYTES = {"JPEG": 3, "TIFF": 4, "BigTIFF": 4, "GIF": 6, "BMP": 2}
+"""By the last word of a seed's name; 12 of all others."""
+
 _NUMBERS = (0, 1, 2, 7, 8, 127, 128, 255, 256, 32_767, 65_535, 2**24 - 1, 2**31 - 1, 2**31, 2**32 - 1)
 
 
@@ -50,6 +53,8 @@ def mutated(draw: st.DrawFn) -> bytes:
         anywhere = st.integers(0, max(0, len(data) - 1))
         near = st.builds(lambda edge, off: max(0, min(edge + off, len(data) - 1)), st.sampled_from(edges), _OFFSETS)
         at = draw(st.one_of(near, anywhere))
+        if draw(st.integers(0, 9)):  # else the mark of its format, without which nothing else is looked at
+            at = max(at, min(MARK_BYTES.get(name.rpartition(" ")[2], 12), len(data) - 1))
         match draw(st.sampled_from(("bytes", "number", "cut out", "repeat", "put in", "splice", "end"))):
             case "bytes":
                 change = draw(st.binary(min_size=1, max_size=4))

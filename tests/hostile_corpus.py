@@ -597,6 +597,7 @@ def _strange() -> Iterator[Hostile]:
     yield _shows("JPEG", "JPEG that is a PDF in its comment", lambda: jpeg_with(0xFE, b"%PDF-1.4\n"))
     yield Hostile("TIFF whose pages form a circle", lambda: tiff_in_a_circle(1), DAMAGED)
     yield Hostile("TIFF of two pages that form a circle", lambda: tiff_in_a_circle(2), DAMAGED)
+    yield Hostile("BigTIFF whose directory has 2^64 - 1 entries", lambda: big_tiff_of_entries(2**64 - 1), DAMAGED)
     yield Hostile("TIFF whose directory has 65,535 entries", lambda: b"II*\0\x08\0\0\0\xff\xff" + bytes(100), DAMAGED)
     for name, image, options in (
         ("grey JPEG", Image.new("RGB", (97, 63), (128, 128, 128)), {"restart_marker_blocks": 2}),
@@ -651,6 +652,11 @@ def tiff_in_a_circle(pages: int) -> bytes:
         + struct.pack("<I", 8)
         + b"".join(struct.pack("<HI", 0, 8 + 6 * ((page + 1) % pages)) for page in range(pages))
     )
+
+
+def big_tiff_of_entries(count: int) -> bytes:
+    """A BigTIFF whose directory says that it has so many entries."""
+    return b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, count) + bytes(100)
 
 
 def exif_in_a_circle() -> bytes:

@@ -89,8 +89,8 @@ def examine(name: str, data: bytes, frame_limit: int) -> Container:
                 return _jpeg(data)
             case _:
                 return Container()
-    except (struct.error, IndexError) as exc:
-        # Every walk reads forward, so the only way to read past the end is that the end comes too early.
+    except (struct.error, IndexError, OverflowError) as exc:
+        # Every walk reads forward, so the only way to read past the end, by however much, is that it comes too early.
         raise problems.truncated(name, f"it ends at byte {len(data)}, inside a block") from exc
 
 
