@@ -42,6 +42,16 @@ def eventually(check: Callable[[], ResultT], *, within_s: float = 30, every_s: f
         time.sleep(every_s)
 
 
+SHORTEST_LAST = ("architecture", "integration", "contracts", "unit")
+"""Folders by how long one of their files takes, after all others: with two workers, none ends alone with a long one."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sorts the folders; within each, the order stays."""
+    places = {Path(__file__).parent / folder: place for place, folder in enumerate(SHORTEST_LAST)}
+    items.sort(key=lambda item: max(places.get(parent, -1) for parent in item.path.parents))
+
+
 @pytest.fixture(scope="session")
 def server_folder() -> Iterator[Path]:
     """A folder with a short path: PostgreSQL's socket path may have 107 bytes."""
