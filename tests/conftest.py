@@ -17,6 +17,7 @@ from uuid import uuid4
 import httpx
 import psycopg
 import pytest
+from forking import ForkedProcess, Nursery
 from kombu import Connection
 from redis import Redis
 from sqlalchemy import Engine
@@ -44,6 +45,10 @@ def eventually(check: Callable[[], ResultT], *, within_s: float = 30, every_s: f
 
 SHORTEST_LAST = ("architecture", "integration", "contracts", "unit")
 """Folders by how long one of their files takes, after all others: with two workers, none ends alone with a long one."""
+
+
+FORKED = {"darkroom-scheduler": "scheduler.worker", "darkroom-embedder": "embedder.worker"}
+"""Commands that are started often, and where the code of each is."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -196,18 +201,42 @@ def service_env(database_url: str, redis_url: str, blob_url: str, broker_url: st
     }
 
 
+@pytest.fixture(scope="session")
+def nurseries() -> Iterator[Callable[[str], Nursery]]:
+    """Processes that have imported a module and fork its commands; each is made when it is first asked for."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("DARKROOM_", "OTEL_"))}
+    made: dict[str, Nursery] = {}
+
+    def nursery_of(module: str) -> Nursery:
+        if module not in made:
+            made[module] = Nursery(module, env | {"HF_HUB_OFFLINE": "1"})
+        return made[module]
+
+    yield nursery_of
+    for nursery in made.values():
+        nursery.close()
+
+
 @pytest.fixture
-def spawn(service_env: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., ChildProcess]]:
+def spawn(
+    service_env: dict[str, str], tmp_path: Path, nurseries: Callable[[str], Nursery]
+) -> Iterator[Callable[..., ChildProcess]]:
     """Starts a service's command as a child process: `spawn("darkroom-embedder", DARKROOM_BATCH_SIZE="4")`.
 
-    Its output is in `<tmp_path>/<name>.log` and is shown when the test fails.
+    Its output is in `<tmp_path>/<name>.log` and is shown when the test fails. A script by its absolute path is run as
+    an embedder's.
     """
     started: list[tuple[ChildProcess, Path]] = []
 
     def start(command: str, *arguments: str, **settings: str) -> ChildProcess:
-        executable = Path(sys.executable).with_name(command)
-        log = tmp_path / f"{len(started)}-{command}.log"
-        child = ChildProcess([str(executable), *arguments], log=log, env=service_env | settings, grace_s=40)
+        log = tmp_path / f"{len(started)}-{Path(command).stem}.log"
+        env = service_env | settings
+        module = FORKED.get(command) or ("embedder.worker" if Path(command).is_absolute() else None)
+        child = (
+            ForkedProcess(nurseries(module), [command, *arguments], log=log, env=env)
+            if module
+            else ChildProcess([str(Path(sys.executable).with_name(command)), *arguments], log=log, env=env, grace_s=40)
+        )
         child.start()
         started.append((child, log))
         return child

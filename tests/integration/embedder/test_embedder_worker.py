@@ -88,7 +88,7 @@ def start_worker(spawn, tmp_path):
         folder = tmp_path / "switches"
         folder.mkdir()
         settings |= {"EMBEDDER_TEST_FOLDER": str(folder), "DARKROOM_MODEL_THREADS": "1"}
-        worker = Worker(lambda: spawn("python", str(SCRIPT), **settings), tmp_path / "0-python.log", folder)
+        worker = Worker(lambda: spawn(str(SCRIPT), **settings), tmp_path / "0-embedder_with_faults.log", folder)
         worker.wait_until_ready()
         return worker
 
