@@ -8,9 +8,10 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import Empty
 from typing import Any, Literal
 
 from celery import Celery, bootsteps
@@ -140,6 +141,8 @@ def run_worker(
     correct_commands()
     if heartbeat_file is not None:
         app.steps["consumer"].add(_heartbeat_step(heartbeat_file))
+    if app.conf.broker_url.startswith("redis"):
+        app.steps["consumer"].add(HandBack)
     if watchdog is None and options.watchdog_s is not None:
         watchdog = Watchdog(options.watchdog_s)
     if watchdog is not None:
@@ -220,6 +223,31 @@ def _heartbeat_step(path: Path) -> type[bootsteps.StartStopStep]:
                 entry.cancel()
 
     return Heartbeat
+
+
+class HandBack(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Puts the message back that Redis may have handed out to us while we stopped to listen.
+
+    Redis takes a message off its queue as the answer to a call that we have sent before. kombu 5.7 reads that answer
+    when it closes, but has then forgotten the channel over which the message could go back, and drops it. The
+    reconciler found such photos, minutes later.
+    """
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def start(self, consumer: Any) -> None:
+        """Nothing: it is about the end."""
+
+    def stop(self, consumer: Any) -> None:
+        """Stops listening, and reads the answer that is still to come, within the second that the call lasts."""
+        try:
+            consumer.task_consumer.cancel()
+            for channel in list(consumer.connection.transport.channels):
+                if channel._in_poll:
+                    with suppress(Empty):
+                        channel._brpop_read()
+        except Exception as error:  # whatever a connection that is gone raises; with it went the call
+            log.info("worker.nothing_handed_back", extra={"error": repr(error)})
 
 
 class Watchdog:

@@ -1,17 +1,19 @@
-"""How a worker process begins, and how it ends without a broker."""
+"""How a worker process begins, and how it ends: without a broker, and with a message on its way."""
 
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
 from conftest import eventually
 from cuttable_proxy import CuttableProxy
-from kombu import Connection
+from kombu import Connection, Message
 
 from darkroom import topology
+from darkroom.worker import HandBack
 from darkroom_cli.servers import ChildProcess
 
 
@@ -48,3 +50,19 @@ def test_a_worker_whose_broker_has_gone_ends_when_it_is_told_to(
 
     eventually(lambda: not worker.is_running, within_s=40)  # the grace period of docker-compose.yml
     assert worker.exit_status == 0
+
+
+def test_what_redis_hands_out_to_a_worker_that_stops_goes_back_to_its_queue(redis_url: str) -> None:
+    queue = topology.task_queue("prepare")
+    with Connection(redis_url) as publisher, Connection(redis_url) as connection:
+        consumer = connection.Consumer([queue], on_message=Message.ack)
+        consumer.consume()
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=0.1)  # the call is on its way, and answered by the first message
+        consumer.cancel()
+        publisher.Producer().publish({"n": 1}, exchange=topology.TASKS, routing_key="prepare")
+
+        HandBack(None).stop(SimpleNamespace(task_consumer=consumer, connection=connection))
+
+        connection.close()
+        assert publisher.SimpleQueue(queue).get(timeout=5).payload == {"n": 1}
