@@ -59,7 +59,7 @@ def test_every_job_runs_and_its_row_says_what_it_did(
     rows = {job.name: row(engine, job.name) for job in MAINTENANCE_JOBS}
     assert {name: one.alarm for name, one in rows.items()} == dict.fromkeys(rows)
     assert all(one.succeeded_at is not None for one in rows.values())
-    assert rows["reconcile"].summary.endswith("fences sent: 7")
+    assert rows["reconcile"].summary.endswith("fences sent: 8")
     assert rows["back_up"].summary.startswith("backups/darkroom-")
 
 
