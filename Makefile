@@ -8,7 +8,9 @@ SOURCES := $(wildcard shared/pyproject.toml services/*/pyproject.toml cli/pyproj
 PROTO := shared/src/darkroom/rpc/v1/darkroom.proto
 OUT := shared/src
 
-.PHONY: demo up test chaos check servers proto fuzz clean
+BENCHMARKS := thumbnails embeddings acknowledgement flow search
+
+.PHONY: demo up test chaos check bench bench-large servers proto fuzz clean
 
 demo: $(VENV)/.installed  ## Start everything on this machine, upload samples, search them. ARGS=--exit ends by itself.
 	$(BIN)/darkroom demo $(ARGS)
@@ -28,6 +30,13 @@ check: $(VENV)/.installed-dev  ## Style, types and walls, in seconds.
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
+
+bench: $(VENV)/.installed-bench  ## What it costs, beside others: tables, benchmarks/results, the README's table. Minutes.
+	set -e; for each in $(BENCHMARKS); do $(BIN)/python benchmarks/$$each.py $(ARGS); done
+	$(BIN)/python benchmarks/summary.py $(ARGS)
+
+bench-large: $(VENV)/.installed-bench  ## Search among 1,000,000 vectors: 8 GB of memory, most of an hour.
+	$(BIN)/python benchmarks/search.py --vectors 1000000 $(ARGS)
 
 proto: $(VENV)/.installed-dev  ## The code that is generated from darkroom.proto, again. OUT=folder writes it elsewhere.
 	$(BIN)/python -m grpc_tools.protoc -I shared/src --python_out=$(OUT) --pyi_out=$(OUT) --grpc_python_out=$(OUT) $(PROTO)
@@ -51,6 +60,10 @@ $(VENV)/.installed: $(VENV)/.python $(SOURCES)
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement requirements-dev.txt
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed-dev requirements-bench.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement requirements-bench.txt
 	@touch $@
 
 clean:  ## Remove the environment and the local mode's data.
