@@ -219,7 +219,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--broker", default="rabbitmq", choices=["embedded", "rabbitmq"])
     parser.add_argument("--bulk", type=int, default=10_000, help="photos queued on the bulk lane")
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=15, help="of each of the three parts of a round")
     parser.add_argument("--json", type=Path, help="file for all figures")
     arguments = parser.parse_args()
