@@ -29,6 +29,9 @@ from PIL import Image
 FILES_A_REQUEST = 100
 UPLOADERS = 2
 BULK_SIZE, PHOTO_SIZE = (640, 480), (2000, 1500)
+FILLED = 64
+"""Photos that wait for the embedder besides those that it holds: six full batches in all."""
+
 SETTLE_S = 3.0
 """After bulk begins or ends, before anything is counted."""
 
@@ -94,6 +97,18 @@ def queue_bulk(house: House, count: int) -> float:
 def status(house: House) -> dict[str, Any]:
     """What the system says of itself."""
     return dict(httpx.get(f"{house.url}/v1/status", timeout=30).json())
+
+
+def fill_batches(house: House) -> None:
+    """Has the embedder compute a few full batches, which it does not when the thumbnailer is slower than it is."""
+
+    def waiting() -> int:
+        queues = httpx.get(f"{house.url}/v1/queues", timeout=30).json()["queues"]
+        return next(queue["depth"] or 0 for queue in queues if queue["name"] == "embed.bulk")
+
+    with house.stopped("embedder"):
+        wait_until("a backlog of the embedder", lambda: waiting() >= FILLED)
+    wait_until("its end", lambda: waiting() == 0)
 
 
 def interactive(house: House, photo: bytes) -> tuple[str, float]:
@@ -228,6 +243,7 @@ def main() -> int:
         with house.stopped("thumbnailer-bulk"):
             took = queue_bulk(house, arguments.bulk)
         say(f"{arguments.broker}: {arguments.bulk} bulk photos queued in {took:.0f} s")
+        fill_batches(house)
         one_a_second(house, photos, 3)  # every process has done everything once
         for number in range(arguments.rounds):
             one_round(house, photos, arguments.seconds, figures)
