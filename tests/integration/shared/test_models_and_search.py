@@ -275,7 +275,7 @@ def fill(engine: Engine) -> NDArray[np.float64]:
     return made
 
 
-def plan_of_search(engine: Engine, vector: Sequence[float]) -> str:
+def plan_of_search(engine: Engine, vector: Sequence[float], **wanted: Any) -> str:
     """The plan of the very statement that `nearest` sends."""
     sent: list[tuple[str, Any]] = []
 
@@ -286,17 +286,24 @@ def plan_of_search(engine: Engine, vector: Sequence[float]) -> str:
         model = vectors.active_model(connection)
         assert model is not None
         event.listen(connection, "before_cursor_execute", keep)
-        vectors.nearest(connection, model, vector, ImageFilter(), 10)
+        vectors.nearest(connection, model, vector, ImageFilter(**wanted), 10)
         event.remove(connection, "before_cursor_execute", keep)
         statement, parameters = sent[-1]
         return "\n".join(row[0] for row in connection.exec_driver_sql(f"EXPLAIN {statement}", parameters))
 
 
-def test_a_search_through_many_photos_uses_the_index_of_its_model_and_finds_rare_tags(engine: Engine) -> None:
+@pytest.mark.parametrize("exact_within", [0, 100], ids=["by the index", "exactly"])
+def test_a_search_through_many_photos_uses_the_index_of_its_model_and_finds_rare_tags(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, exact_within: int
+) -> None:
+    monkeypatch.setattr(vectors, "EXACT_WITHIN", exact_within)
     made = fill(engine)
     queries = unit(made[::500] + 0.05)
 
-    assert "embeddings_hnsw_0123456789ab" in plan_of_search(engine, queries[0].tolist())
+    index = "embeddings_hnsw_0123456789ab"
+    assert index in plan_of_search(engine, queries[0].tolist())
+    if exact_within:
+        assert index not in plan_of_search(engine, queries[0].tolist(), tags=("rare",))
 
     overlaps = []
     for query in queries:
