@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_INTERVAL_S = 2.0
 
+BROKEN_GRACE_S = 5.0
+"""How long a worker that has failed may try to end in good order."""
+
 
 @dataclass(frozen=True)
 class WorkerOptions:
@@ -139,6 +142,7 @@ def run_worker(
     """
     await_no_results(app)
     correct_commands()
+    app.steps["worker"].add(EndWhenBroken)
     if heartbeat_file is not None:
         app.steps["consumer"].add(_heartbeat_step(heartbeat_file))
     if app.conf.broker_url.startswith("redis"):
@@ -223,6 +227,26 @@ def _heartbeat_step(path: Path) -> type[bootsteps.StartStopStep]:
                 entry.cancel()
 
     return Heartbeat
+
+
+class EndWhenBroken(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Ends the process when Celery gives it up, so that its supervisor starts it again.
+
+    After an error that nobody foresaw in its loop, such as a result of a child that cannot be read, Celery 5.7 waits
+    for the children's results. Nobody reads them any more: the process stood still for good, with messages in its hand.
+    """
+
+    def close(self, worker: Any) -> None:
+        """The first of what a worker does to end; a signal to stop has set no exit code, or 0."""
+        if worker.exitcode:
+            last_resort = threading.Timer(BROKEN_GRACE_S, self._end)
+            last_resort.daemon = True
+            last_resort.start()
+
+    def _end(self) -> None:
+        log.critical("worker.broken", extra={"grace_s": BROKEN_GRACE_S})
+        # As if it had died: its messages are given to another one, and its children end with it.
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class HandBack(bootsteps.StartStopStep):  # type: ignore[misc]

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from conftest import eventually
@@ -92,3 +93,35 @@ def test_a_child_that_was_stopped_beyond_every_limit_is_no_photo_s_fault(bench: 
     eventually(lambda: len(children(worker) - {pid}) == 2)
     bench.answer(bench.prepare(innocent, generation=3))
     worker.stop()
+
+
+def pipes(pid: int, flag: int) -> dict[str, Path]:
+    """The pipes that a process has open for reading (`os.O_RDONLY`) or for writing (`os.O_WRONLY`), by their inode."""
+    folder = Path(f"/proc/{pid}/fd")
+    found = {}
+    for fd in folder.iterdir():
+        [flags] = [line for line in Path(f"/proc/{pid}/fdinfo/{fd.name}").read_text().splitlines() if "flags" in line]
+        if (inode := str(fd.readlink())).startswith("pipe:") and int(flags.split()[1], 8) & os.O_ACCMODE == flag:
+            found[inode] = fd
+    return found
+
+
+def test_a_worker_that_cannot_read_what_a_child_says_ends_with_it_instead_of_standing_still(bench: Bench) -> None:
+    worker = bench.start()
+    bench.ready()
+    held = bench.keep(slow_picture(seed=6))
+    held_id = bench.prepare(held)
+    child = bench.child_working_on(held_id)
+    os.kill(child, signal.SIGSTOP)
+    assert worker.pid is not None
+    its_own = pipes(child, os.O_RDONLY)
+    for inode, pipe in pipes(child, os.O_WRONLY).items():
+        if inode not in its_own:
+            # A length of 4, and 4 bytes that are no message: what is left when a write was torn.
+            pipe.write_bytes(b"\0\0\0\4\0\0\0\0")
+
+    eventually(lambda: not worker.is_running)
+
+    assert worker.exit_status == -signal.SIGKILL
+    eventually(lambda: not Path(f"/proc/{child}").exists())
+    assert bench.failures(held) == []
