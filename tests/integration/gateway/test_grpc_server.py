@@ -276,7 +276,8 @@ def test_a_200_mb_upload_does_not_grow_the_process(process: Process) -> None:
     assert (image.bytes, image.sha256) == (size, received.hexdigest())
     grown = peak_bytes(child.pid or 0) - before
     print(f"peak grew by {grown / 1e6:.1f} MB")
-    assert grown < 40_000_000
+    # Windows and buffers, which a busy machine fills: up to 72 MB were seen. One copy of the upload would be 200.
+    assert grown < size / 2
 
 
 def test_a_port_that_is_taken_refuses_the_start(

@@ -23,7 +23,7 @@ def of_memory(more_bytes: int) -> Iterator[None]:
     count libraries and the reservations of threads as well.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    ceiling = _private_bytes() + more_bytes
+    ceiling = private_bytes() + more_bytes
     lowest = min(limit for limit in (ceiling, soft, hard) if limit != resource.RLIM_INFINITY)
     resource.setrlimit(resource.RLIMIT_DATA, (lowest, hard))
     try:
@@ -46,7 +46,7 @@ def of_cpu(limit_s: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def _private_bytes() -> int:
+def private_bytes() -> int:
     """What RLIMIT_DATA counts of this process now."""
     for line in _STATUS.read_text().splitlines():
         if line.startswith("VmData:"):
