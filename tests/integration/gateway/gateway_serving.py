@@ -1,5 +1,7 @@
 """A gateway in this process, on real servers, reached over real HTTP and gRPC."""
 
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,6 +57,38 @@ class Served:
         answer = self.upload(*contents, **fields)
         assert answer.status_code == 202, answer.text
         return answer.json()["images"]
+
+
+def peak_bytes(pid: int) -> int:
+    """The largest resident size of a process since `reset_peak_bytes`."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def reset_peak_bytes(pid: int) -> int:
+    """The resident size now, from which the peak counts again."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+    return peak_bytes(pid)
+
+
+@contextmanager
+def stop_and_go(pid: int) -> Iterator[None]:
+    """The process runs for 20 ms of every 70, as on a machine that is too small."""
+    is_over = threading.Event()
+
+    def hold_up() -> None:
+        while not is_over.wait(0.02):
+            os.kill(pid, signal.SIGSTOP)
+            is_over.wait(0.05)
+            os.kill(pid, signal.SIGCONT)
+
+    thread = threading.Thread(target=hold_up)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 @contextmanager
