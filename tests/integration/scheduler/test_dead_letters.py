@@ -15,8 +15,8 @@ from sqlalchemy import Engine, select
 
 from darkroom import topology
 from darkroom.celery_app import create_app, request
-from darkroom.contracts.messages import Fence, ModelReference, Prepare, RegisterModel
-from darkroom.contracts.tasks import FENCE, PREPARE, REGISTER_MODEL
+from darkroom.contracts.messages import Fence, ModelReference, Nothing, Prepare, RegisterModel
+from darkroom.contracts.tasks import FENCE, PREPARE, RECONCILE, REGISTER_MODEL
 from darkroom.database import dead_letters as rows
 from darkroom.database.dead_letters import Outcome
 from darkroom.database.tables import dead_letters, periodic_jobs
@@ -91,6 +91,8 @@ def test_each_dead_letter_is_settled_and_told(
     model = ModelReference(id="tiny@0123456789ab", source="bundled")
     request(app, REGISTER_MODEL, RegisterModel(model=model, dim=4)).apply_async()
     reject_all(broker_url, "finalize", 1)
+    request(app, RECONCILE, Nothing(), expires=1).apply_async()
+    eventually(lambda: dead_letters_left(broker_url) == 9)
 
     spawn("darkroom-scheduler", "maintenance")
     eventually(lambda: len(letters_of(engine)) == 8, within_s=60)
@@ -116,6 +118,7 @@ def test_each_dead_letter_is_settled_and_told(
     others = {(letter.task, letter.outcome): letter.cause for letter in letters if not letter.sha256}
     assert others[FENCE.name, "obsolete"] == "the reconciler sends another fence"
     assert others[REGISTER_MODEL.name, "kept"] == "nothing sends it again by itself"
+    assert (RECONCILE.name, "obsolete") not in others, "a job that outlived its use leaves no row"
     assert others[None, "kept"] == "it is no task of Darkroom"
     assert others[PREPARE.name, "kept"].startswith("it cannot be read")
 

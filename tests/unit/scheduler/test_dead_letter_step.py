@@ -6,8 +6,9 @@ from unittest.mock import Mock
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from darkroom.contracts.tasks import EMBED_TEXT, PREPARE, RECONCILE
 from darkroom.database.dead_letters import Outcome
-from scheduler.dead_letters import MAX_BODY_BYTES, DeadLetters, dead_letter_step, letter_of
+from scheduler.dead_letters import MAX_BODY_BYTES, DeadLetters, dead_letter_step, letter_of, outlived
 
 GONE = OperationalError("SELECT 1", {}, Exception("gone"))
 
@@ -49,6 +50,28 @@ def test_a_letter_that_breaks_the_reader_is_kept_for_a_person() -> None:
 
 
 DEATHS = [{"queue": "embed", "reason": "delivery_limit", "count": 1}, {"queue": "prepare", "count": 2}]
+
+
+@pytest.mark.parametrize(
+    ("task", "death", "is_over"),
+    [
+        (RECONCILE.name, {"reason": "expired", "original-expiration": "5000"}, True),
+        (EMBED_TEXT.name, {"reason": "expired", "original-expiration": "5000"}, True),
+        (RECONCILE.name, {"reason": "expired"}, False),
+        (RECONCILE.name, {"reason": "rejected", "original-expiration": "5000"}, False),
+        (PREPARE.name, {"reason": "expired", "original-expiration": "5000"}, False),
+    ],
+    ids=["job", "search", "time limit of a queue", "rejected", "photo"],
+)
+def test_only_what_outlived_the_time_of_its_sender_leaves_no_row(
+    task: str, death: dict[str, Any], is_over: bool
+) -> None:
+    letters = Mock(spec=DeadLetters)
+    headers = {"task": task, "x-death": [death | {"queue": "q", "count": 1}]}
+    assert outlived(headers) is is_over
+    step_of(letters)[0]._take(letter := message(headers=headers))
+    assert letters.settle.called is not is_over
+    assert letter.ack_log_error.called
 
 
 def test_a_letter_tells_where_and_why_it_died_last() -> None:

@@ -3,7 +3,8 @@
 A plain consumer inside the maintenance worker's main process. As tasks they would be rejected for good, and a thread
 beside a process that forks is a trap. It keeps no connection open between two letters, so that no child inherits one.
 
-Every letter is a row before the broker is told that it was read. What is delivered again is found there.
+Every letter is a row before the broker is told that it was read, but for those that merely outlived their use. What is
+delivered again is found there.
 """
 
 import json
@@ -99,6 +100,18 @@ def _text(value: object) -> str | None:
     if value is None:
         return None
     return str(value).encode("utf-8", "replace").decode().replace("\0", "\ufffd")[:200]
+
+
+def outlived(headers: dict[str, Any]) -> bool:
+    """Whether nobody took a message within the time that its sender had given it: it has no use any more, as agreed.
+
+    A job's next message comes by itself, and a search or a probe has ended. An hour without a maintenance worker would
+    leave a thousand such rows. A photo's work has no such time; should it get one, it is looked at like any other.
+    """
+    newest, _ = _deaths(headers)
+    contract = CONTRACTS.get(str(headers.get("task")))
+    is_work = contract is not None and issubclass(contract.arguments, Work)
+    return newest.get("reason") == "expired" and "original-expiration" in newest and not is_work
 
 
 class DeadLetters:
@@ -201,7 +214,8 @@ def dead_letter_step(letters: DeadLetters) -> type[bootsteps.ConsumerStep]:
 
         def _take(self, message: Message) -> None:
             try:
-                _write_down(letters, message)
+                if not outlived(message.headers or {}):
+                    _write_down(letters, message)
             except Exception as error:  # a letter must not end the worker that also mends everything else
                 log.warning("dead_letters.postponed", extra={"error": repr(error), "seconds": RETRY_S})
                 self._timer.call_after(RETRY_S, self._take, (message,))
