@@ -272,12 +272,15 @@ def _coarse(jpeg: bytes) -> bytes:
 
 
 def _shrink(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The picture at `size` in 8 bits a channel, mode L, La, RGB, RGBa, CMYK or LAB; alpha is premultiplied."""
+    """The picture at `size` in 8 bits a channel, mode L, La, RGB, RGBa, CMYK or LAB; alpha is premultiplied.
+
+    The picture that it is made of is used up.
+    """
     values = _value_range(image)
     # Averaging whole blocks first is several times faster than resampling everything, and leaves a ratio below 2.
     factor = max(1, min(image.width // size[0], image.height // size[1]))
     if factor == 1:
-        return resample(_eight_bit(image, values), size)
+        return resample(_eight_bit(image, values), size, used_up=True)
     # In bands, so that the copies which the conversions make stay small beside the decoded picture itself.
     rows = factor * 128
     reduced: Image.Image | None = None
@@ -289,8 +292,9 @@ def _shrink(image: Image.Image, size: tuple[int, int]) -> Image.Image:
         reduced.paste(band, (0, top // factor))
     if reduced is None:
         raise ValueError("a picture without rows")
+    image.close()
     if image.width % factor == image.height % factor == 0:
-        return resample(reduced, size)
+        return resample(reduced, size, used_up=True)
     # The last block of a row or column is a partial one: the box counts only the part that is there.
     covered = (0, 0, image.width / factor, image.height / factor)
     return reduced.resize(size, Image.Resampling.BICUBIC, box=covered)
@@ -342,7 +346,9 @@ def _to_srgb(image: Image.Image, profile_bytes: bytes | None) -> Image.Image:
         image = image.convert(image.mode.upper())
         alpha = image.getchannel("A")
         image = image.convert("L" if image.mode == "LA" else "RGB")
-    image = _converted_by_profile(image, profile_bytes) or image.convert("RGB")
+    image = _converted_by_profile(image, profile_bytes) or image
+    if image.mode != "RGB":  # else it would be copied
+        image = image.convert("RGB")
     if alpha is not None and alpha.getextrema() != (255, 255):
         image.putalpha(alpha)
     return image
