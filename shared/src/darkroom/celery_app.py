@@ -4,21 +4,21 @@ import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 from celery import Celery, Task
 from celery.backends.redis import RedisBackend
 from celery.canvas import Signature
 from celery.exceptions import Ignore, Reject
-from celery.states import STARTED
+from celery.states import FAILURE, STARTED
 from kombu import Connection
 from kombu.transport.native_delayed_delivery import (
     bind_queue_to_native_delayed_delivery_exchange,
     declare_native_delayed_delivery_exchanges_and_queues,
 )
 
-from darkroom import topology
+from darkroom import redis_broker, topology
 from darkroom.contracts.base import Lane, Message
 from darkroom.contracts.messages import RecordFailure, RecordLoss, Work
 from darkroom.contracts.tasks import RECORD_FAILURE, RECORD_LOSS, TaskContract
@@ -83,6 +83,7 @@ def create_app(name: str, broker: BrokerSettings, tasks: TaskSettings) -> Celery
         # Reconnect for ever: a worker that gives up needs a person.
         broker_connection_max_retries=None,
         broker_transport_options=_transport_options(broker_url, tasks),
+        broker_transport=redis_broker.TRANSPORT if broker_url.startswith("redis:") else None,
         # Our own: `bind` gives the first to every task, and `ensure_topology` obeys the second.
         darkroom_max_retries=tasks.task_max_retries,
         darkroom_declare=broker.broker_declare,
@@ -119,18 +120,42 @@ def bound_publishing(app: Celery) -> None:
     await_no_results(app)
 
 
+_STORE_UNLESS_DONE = """
+local before = redis.call('GET', KEYS[1])
+if before and cjson.decode(before)['status'] == 'SUCCESS' then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
+redis.call('PUBLISH', KEYS[1], ARGV[1])
+return 1
+"""
+
+
 class UnawaitedResults(RedisBackend):  # type: ignore[misc]
     """A result store that subscribes to nothing: `AsyncResult.get` does not work, everything else does.
 
     Celery subscribes to the result of every task that it sends and of every part of a chord, in the hope that somebody
     waits. In a process that lives long nobody does and nothing ends the subscriptions; and with Redis away nothing
     could be sent.
+
+    A state is stored in one round trip: Celery takes two, and between them a success could still be written over.
     """
 
     def on_task_call(self, producer: Any, task_id: str) -> dict[str, Any]:
         return {}
 
     def add_pending_result(self, result: Any, weak: bool = False, start_drainer: bool = True) -> Any:
+        return result
+
+    @cached_property
+    def _store_unless_done(self) -> Any:
+        return self.client.register_script(_STORE_UNLESS_DONE)
+
+    def _store_result(
+        self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **options: Any
+    ) -> Any:
+        meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
+        value = self.encode(meta | {"task_id": task_id})
+        expires_s = self.failure_expires if state == FAILURE else self.expires
+        self.ensure(self._store_unless_done, ([self.get_key_for_task(task_id)], [value, expires_s]))
         return result
 
     def _get_result_meta(self, result: Any, state: str, traceback: Any, request: Any, **options: Any) -> dict[str, Any]:

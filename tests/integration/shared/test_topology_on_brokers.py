@@ -1,5 +1,6 @@
 """What the brokers do with the declared topology: the traps that were found before the first line, kept shut."""
 
+import json
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,12 +10,20 @@ import pytest
 from amqp.exceptions import PreconditionFailed
 from celery import Celery
 from celery.app.task import Context
+from celery.states import FAILURE, STARTED, SUCCESS
 from conftest import eventually
 from kombu import Connection, Queue
 from kombu.exceptions import OperationalError
 
 from darkroom import topology
-from darkroom.celery_app import PUBLISH_OPTIONS, bound_publishing, create_app, declare_topology, request
+from darkroom.celery_app import (
+    PUBLISH_OPTIONS,
+    await_no_results,
+    bound_publishing,
+    create_app,
+    declare_topology,
+    request,
+)
 from darkroom.contracts.base import Lane
 from darkroom.contracts.keys import Recipe
 from darkroom.contracts.messages import Embedded, Fence
@@ -81,6 +90,17 @@ def test_a_flushed_redis_is_healed_by_declaring_over_a_fresh_connection(redis_ur
             assert eventually(lambda queue=queue: take(connection, queue)), queue
 
 
+def test_a_task_finds_its_queue_on_a_redis_that_was_flushed(redis_url: str) -> None:
+    with publisher(redis_url, redis_url) as app, Connection(redis_url) as connection:
+        declare_topology(connection)
+        app.backend.client.flushall()
+
+        for queue in topology.CONSUMED_BY:
+            send_fence(app, queue)
+        for queue in topology.CONSUMED_BY:
+            assert eventually(lambda queue=queue: take(connection, queue)), queue
+
+
 def test_queues_on_rabbitmq_are_quorum_queues_with_a_limit_and_dead_letters(amqp_url: str) -> None:
     # A broker refuses to declare what is there with other arguments: only the very same ones pass.
     for name in topology.CONSUMED_BY:
@@ -129,6 +149,27 @@ def test_publishing_needs_no_result_store(broker_url: str, redis_url: str) -> No
         send_fence(app, "embed")
 
         assert eventually(lambda: take(connection, "embed"))
+
+
+def test_a_success_is_told_and_never_written_over(redis_url: str) -> None:
+    settings = BrokerSettings(broker_url=redis_url, result_url=redis_url)
+    with create_app("storing", settings, TaskSettings()) as app:
+        await_no_results(app)
+        key = app.backend.get_key_for_task("task")
+        with app.backend.client.pubsub(ignore_subscribe_messages=True) as heard:
+            heard.subscribe(key)
+            eventually(lambda: heard.get_message(timeout=1) is None)
+            app.backend.store_result("task", {"pid": 7}, STARTED)
+            app.backend.store_result("task", {"answer": 42}, SUCCESS)
+            app.backend.store_result("task", {"pid": 8}, STARTED)
+            app.backend.store_result("task", ValueError("late"), FAILURE)
+            told = [eventually(lambda: heard.get_message(timeout=1))["data"] for _ in range(2)]
+            assert heard.get_message(timeout=0.2) is None
+
+        assert [json.loads(each)["status"] for each in told] == [STARTED, SUCCESS]
+        assert app.backend.client.get(key) == told[1]
+        assert app.backend.get_task_meta("task")["result"] == {"answer": 42}
+        assert 0 < app.backend.client.ttl(key) <= 3600
 
 
 def test_a_join_is_kept_for_the_longest_backlog(redis_url: str) -> None:

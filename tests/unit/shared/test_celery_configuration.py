@@ -15,6 +15,7 @@ from darkroom.contracts.keys import Recipe
 from darkroom.contracts.messages import Fence, Nothing, Prepare, Prepared, RecordFailure, Work
 from darkroom.contracts.tasks import FENCE, PREPARE
 from darkroom.errors import PermanentError, TransientError
+from darkroom.redis_broker import TRANSPORT
 from darkroom.settings import BrokerSettings, TaskSettings
 from darkroom.workflow import Dispatch, embedding_backfill, image_workflow, task_ids
 
@@ -64,6 +65,14 @@ def test_redis_hands_a_message_back_only_after_the_longest_task(monkeypatch: pyt
     app = app_for("redis", task_soft_limit_s=80, task_hard_limit_s=90)
 
     assert app.conf.broker_transport_options["visibility_timeout"] > 90
+
+
+@pytest.mark.parametrize(("scheme", "transport"), [("redis", TRANSPORT), ("rediss", None), ("amqp", None)])
+def test_only_plain_redis_is_spoken_to_in_our_way(scheme: str, transport: str | None) -> None:
+    # For `rediss://`, kombu knows by the scheme alone that it must encrypt.
+    settings = BrokerSettings(broker_url=f"{scheme}://127.0.0.1:1/0", result_url="redis://127.0.0.1:1/0")
+    with create_app("unit", settings, TaskSettings()) as app:
+        assert app.conf.broker_transport == transport
 
 
 def test_every_queue_hangs_on_a_topic_exchange() -> None:

@@ -34,7 +34,7 @@ from darkroom.contracts.tasks import TaskContract
 from darkroom.database import outcomes, upkeep, vectors
 from darkroom.errors import TransientError
 from darkroom.storage import BlobStore
-from darkroom.telemetry.processing import forget_parts, link_to_parts
+from darkroom.telemetry.processing import keys_of_parts, link_to_parts
 from darkroom.workflow import task_ids
 from scheduler import backups, checking, finalize, reconciler, reports, retention
 from scheduler.callbacks import Delivering
@@ -133,9 +133,8 @@ class Finishing:
 
     def _forget_results(self, *ids: str) -> None:
         try:
-            for task_id in ids:
-                self._app.backend.forget(task_id)
-            forget_parts(self._app, *ids)
+            results = self._app.backend
+            results.client.delete(*map(results.get_key_for_task, ids), *keys_of_parts(*ids))
         except RedisError as error:
             log.warning("finalize.results_kept", extra={"error": str(error)})  # they expire
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, func, insert, select, text, update
+from sqlalchemy import Connection, Row, case, func, insert, select, text, update
 
 from darkroom.contracts.base import Sha256
 from darkroom.contracts.events import EventType
@@ -225,19 +225,19 @@ def _move(connection: Connection, moved: Sequence[Row[Any]], state: str, error: 
             if of_batch == batch_id:
                 change[_BATCH_COLUMN[old_state]] -= count
                 change[_BATCH_COLUMN[state]] += count
+        pending = batches.c.pending + change["pending"]
+        last_completed = func.now() if change["pending"] < 0 else batches.c.completed_at
         batch = connection.execute(
             update(batches)
             .where(batches.c.id == batch_id)
             .values({column: batches.c[column] + count for column, count in change.items()})
+            .values(completed_at=case((pending > 0, None), else_=last_completed))
             .returning(batches.c.pending, batches.c.callback_url)
         ).one()
         if batch.callback_url is not None:
             callback_urls[batch_id] = batch.callback_url
         if batch.pending == 0 and change["pending"] < 0:
-            connection.execute(update(batches).where(batches.c.id == batch_id).values(completed_at=func.now()))
             completed.append(batch_id)
-        elif batch.pending > 0:
-            connection.execute(update(batches).where(batches.c.id == batch_id).values(completed_at=None))
     moments = {"ready": {"ready_at": func.now()}, "deleted": {"deleted_at": func.now()}}.get(state, {})
     connection.execute(
         update(images).where(images.c.id.in_([image.id for image in moved])).values(state=state, **moments)

@@ -155,13 +155,13 @@ def store_vector(connection: Connection, model_id: ModelId, sha256: Sha256, vect
     )
     if known is None:
         return False
+    is_filled = backfills.delete().where(backfills.c.model_id == model_id, backfills.c.sha256 == sha256)
     statement = upsert(embeddings).values(model_id=model_id, sha256=sha256, vector=list(vector))
     connection.execute(
         statement.on_conflict_do_update(
             index_elements=["model_id", "sha256"], set_={"vector": statement.excluded.vector}
-        )
+        ).add_cte(is_filled.cte("filled"))
     )
-    connection.execute(backfills.delete().where(backfills.c.model_id == model_id, backfills.c.sha256 == sha256))
     return True
 
 

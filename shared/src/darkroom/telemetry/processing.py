@@ -222,10 +222,9 @@ def link_to_parts(app: Any, *task_ids: str) -> None:
             current.add_link(link.context, link.attributes)
 
 
-def forget_parts(app: Any, *task_ids: str) -> None:
-    """Removes what was kept for a join that is done. Raises the errors of Redis."""
-    if tracing.is_on():
-        app.backend.client.delete(*(_key(task_id) for task_id in task_ids))
+def keys_of_parts(*task_ids: str) -> list[str]:
+    """Under which the result store keeps something for a join; to be deleted when it is done."""
+    return [_key(task_id) for task_id in task_ids]
 
 
 def _key(task_id: str) -> str:
