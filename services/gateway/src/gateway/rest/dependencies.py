@@ -7,7 +7,7 @@ from fastapi import Depends, Request
 from gateway.bootstrap import Gateway
 
 
-def _gateway(request: Request) -> Gateway:
+async def _gateway(request: Request) -> Gateway:  # FastAPI would call a plain function in a thread
     gateway: Gateway = request.app.state.gateway
     return gateway
 
