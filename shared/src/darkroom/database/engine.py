@@ -1,9 +1,12 @@
 """Connections, and bringing a database up to the present schema."""
 
+import select
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy.exc import InvalidatePoolError
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from darkroom.settings import DatabaseSettings
 from darkroom.telemetry.database import trace_transactions
@@ -18,8 +21,6 @@ def _options(settings: DatabaseSettings) -> dict[str, Any]:
     return {
         "pool_size": settings.database_pool_size,
         "max_overflow": 0,
-        # After a restart of PostgreSQL the pool is full of dead connections; a ping costs 0.1 ms.
-        "pool_pre_ping": True,
         "connect_args": {
             "connect_timeout": 5,
             # A generic plan would use HNSW for rare filters: 2.5 rows of 10 in 11 ms instead of 10 in 0.85 ms.
@@ -33,6 +34,7 @@ def _options(settings: DatabaseSettings) -> dict[str, Any]:
 def sync_engine(settings: DatabaseSettings) -> Engine:
     """A pool for threads and processes; connects on first use."""
     engine = create_engine(settings.database_url.get_secret_value(), **_options(settings))
+    _replace_cut_connections(engine)
     trace_transactions(engine)
     return engine
 
@@ -42,8 +44,28 @@ def async_engine(settings: DatabaseSettings) -> "AsyncEngine":
     from sqlalchemy.ext.asyncio import create_async_engine  # 6 MB in each process, of which one needs it
 
     engine = create_async_engine(settings.database_url.get_secret_value(), **_options(settings))
+    _replace_cut_connections(engine.sync_engine)
     trace_transactions(engine.sync_engine)
     return engine
+
+
+def _replace_cut_connections(engine: Engine) -> None:
+    """Has the pool hand out no connection that PostgreSQL has ended: after its restart that is all of them.
+
+    Nothing is asked of the server, as a ping would: one that has ended a connection has sent something to read, and one
+    that is silent would not answer a ping either.
+    """
+    event.listen(engine, "checkout", _check_uncut)
+
+
+def _check_uncut(_: Any, record: ConnectionPoolEntry, __: Any) -> None:
+    connection = record.driver_connection
+    if connection is None or connection.closed:
+        raise InvalidatePoolError
+    watched = select.poll()
+    watched.register(connection.fileno(), select.POLLIN)
+    if watched.poll(0):
+        raise InvalidatePoolError
 
 
 def migrate(engine: Engine) -> None:
