@@ -18,9 +18,9 @@ class PartBegins:
 
 @dataclass(frozen=True)
 class PartData:
-    """The next bytes of the part that began last."""
+    """The next bytes of the part that began last, perhaps a view of the chunk that they came in."""
 
-    data: bytes
+    data: bytes | memoryview
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class MultipartReader:
         self._events.append(PartBegins(_text(options[b"name"]), None if filename is None else _text(filename)))
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
-        self._events.append(PartData(data[start:end]))
+        self._events.append(PartData(memoryview(data)[start:end]))
 
     def _part_ends(self) -> None:
         self._events.append(PartEnds())
