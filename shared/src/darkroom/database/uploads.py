@@ -7,8 +7,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Boolean, Connection, Integer, Row, Text, Uuid, bindparam, case, func, select, text, update
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy import Connection, Row, case, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from darkroom.contracts.base import Lane, Sha256
@@ -48,25 +47,28 @@ def lock_originals(connection: Connection, upload: Upload) -> set[Sha256]:
 
     Whoever holds these locks may place or remove the blobs; the sweeper takes the same locks.
     """
-    sizes = {file.sha256: file.bytes for file in upload.files}
-    statement = (
-        upsert(originals)
-        .values(
-            [
-                {
-                    "sha256": sha256,
-                    "bytes": size,
-                    "lane": upload.lane.value,
-                    "traceparent": upload.traceparent,
-                    "tracestate": upload.tracestate,
-                }
-                for sha256, size in sorted(sizes.items())  # in one order, so that two uploads cannot deadlock
-            ]
-        )
-        .on_conflict_do_update(index_elements=["sha256"], set_={"unreferenced_at": None})
-        .returning(originals.c.sha256, text("(xmax <> 0) AS was_known"))
+    sizes = sorted({file.sha256: file.bytes for file in upload.files}.items())
+    found = connection.exec_driver_sql(
+        _LOCK,
+        {
+            "sha256": [sha256 for sha256, _ in sizes],  # in one order, so that two uploads cannot deadlock
+            "bytes": [size for _, size in sizes],
+            "lane": upload.lane.value,
+            "traceparent": upload.traceparent,
+            "tracestate": upload.tracestate,
+        },
     )
-    return {row.sha256 for row in connection.execute(statement) if row.was_known}
+    return {row.sha256 for row in found if row.was_known}
+
+
+# As the driver takes them: SQLAlchemy's own statements cost 0.3 ms more of CPU, at each upload.
+_LOCK = """
+    INSERT INTO originals (sha256, bytes, lane, traceparent, tracestate)
+    SELECT sha256, bytes, %(lane)s, %(traceparent)s, %(tracestate)s
+    FROM unnest(%(sha256)s::text[], %(bytes)s::bigint[]) AS each (sha256, bytes)
+    ON CONFLICT (sha256) DO UPDATE SET unreferenced_at = NULL
+    RETURNING sha256, xmax <> 0 AS was_known
+    """
 
 
 def accept(
@@ -105,7 +107,7 @@ def accept(
             happened.append(_event(EventType.IMAGE_FAILED, upload, file, error))
     if not counts["in_flight"]:
         happened.append(_event(EventType.BATCH_COMPLETED, upload))
-    accepted_at = connection.scalar(
+    accepted_at = connection.exec_driver_sql(
         _INSERT,
         {
             "batch_id": upload.batch_id,
@@ -120,7 +122,7 @@ def accept(
             "event_problem": [event["problem"] and json.dumps(event["problem"]) for event in happened],
             "traceparent": tracing.traceparent(),
         },
-    )
+    ).scalar()
     if upload.callback_url is not None:
         callbacks.record(connection, happened, {upload.batch_id: upload.callback_url})
     return None if known else _rows_of_new(upload, rows, accepted_at)
@@ -154,41 +156,29 @@ def _rows_of_new(
     return images.rows_of_new(batch, [about_all | row | {"bytes": sizes[row["sha256"]]} for row in rows])
 
 
-_INSERT = text(
-    """
+_INSERT = """
     WITH batch AS (
         INSERT INTO batches (id, total, ready, failed, pending, completed_at, callback_url)
-        VALUES (:batch_id, cardinality(:image_id), :ready, :failed, :in_flight, CASE :in_flight WHEN 0 THEN now() END,
-            :callback_url)
+        VALUES (%(batch_id)s, cardinality(%(image_id)s), %(ready)s, %(failed)s, %(in_flight)s,
+            CASE %(in_flight)s WHEN 0 THEN now() END, %(callback_url)s)
     ), image AS (
         INSERT INTO images (id, sha256, batch_id, state, ready_at, lane, filename, tags, external_id, duplicate,
             trace_id)
-        SELECT id, sha256, :batch_id, state, CASE state WHEN 'ready' THEN now() END, :lane, filename, :tags,
-            :external_id, duplicate, :trace_id
-        FROM unnest(:image_id, :image_sha256, :image_state, :image_filename, :image_duplicate)
+        SELECT id, sha256, %(batch_id)s, state, CASE state WHEN 'ready' THEN now() END, %(lane)s, filename,
+            %(tags)s::text[], %(external_id)s, duplicate, %(trace_id)s
+        FROM unnest(%(image_id)s::uuid[], %(image_sha256)s::text[], %(image_state)s::text[],
+            %(image_filename)s::text[], %(image_duplicate)s::boolean[])
             AS each (id, sha256, state, filename, duplicate)
     ), event AS (
         INSERT INTO events (type, batch_id, image_id, sha256, problem, trace_id, traceparent)
-        SELECT type, :batch_id, image_id, sha256, problem::jsonb, :trace_id, :traceparent
-        FROM unnest(:event_type, :event_image_id, :event_sha256, :event_problem)
+        SELECT type, %(batch_id)s, image_id, sha256, problem::jsonb, %(trace_id)s, %(traceparent)s
+        FROM unnest(%(event_type)s::text[], %(event_image_id)s::uuid[], %(event_sha256)s::text[],
+            %(event_problem)s::text[])
             AS each (type, image_id, sha256, problem)
     )
-    UPDATE ledger SET accepted = accepted + cardinality(:image_id) WHERE shard = pg_backend_pid() % 16 RETURNING now()
+    UPDATE ledger SET accepted = accepted + cardinality(%(image_id)s) WHERE shard = pg_backend_pid() %% 16
+    RETURNING now()
     """
-).bindparams(
-    bindparam("batch_id", type_=Uuid()),
-    *(bindparam(name, type_=Integer()) for name in ("ready", "failed", "in_flight")),
-    *(bindparam(name, type_=Text()) for name in ("callback_url", "lane", "external_id", "trace_id", "traceparent")),
-    *(bindparam(name, type_=ARRAY(Uuid())) for name in ("image_id", "event_image_id")),
-    bindparam("image_duplicate", type_=ARRAY(Boolean())),
-    *(
-        bindparam(name, type_=ARRAY(Text()))
-        for name in (
-            *("tags", "image_sha256", "image_state", "image_filename"),
-            *("event_type", "event_sha256", "event_problem"),
-        )
-    ),
-)
 """All rows of an upload in one round trip."""
 
 
