@@ -68,8 +68,8 @@ def render_medium(source: Image.Image, output: OutputFormat = OutputFormat.WEBP)
 
 def render_small(source: Image.Image, output: OutputFormat = OutputFormat.WEBP) -> Rendition:
     """The thumbnail `small`: long side 256 px, never enlarged. `source` as from `thumbnail_source`."""
-    # So few pixels that the sharper filter and the better compression cost 5 ms in all.
-    image = source.resize(fit(*source.size, SMALL_SIDE), Image.Resampling.LANCZOS)
+    # So few pixels that the sharper filter and the better compression cost 4 ms in all.
+    image = source.resize(fit(*source.size, SMALL_SIDE), Image.Resampling.LANCZOS, reducing_gap=1.5)
     return _encode(image, output, webp_method=4)
 
 
