@@ -168,7 +168,7 @@ class ModelSettings(Settings):
     batch_wait_ms: int = Field(10, ge=0, le=1000)
     """How long the first request of a batch waits for others."""
     model_threads: int = Field(0, ge=0)
-    """Threads for one forward pass; 0: one for each core."""
+    """Threads for one forward pass; 0: one for each core, and a single one for the bundled model."""
 
 
 class LogSettings(Settings):

@@ -1,5 +1,7 @@
 """The worker's parts that need neither a model nor a broker."""
 
+import os
+
 import pytest
 
 from darkroom import topology
@@ -11,7 +13,7 @@ from darkroom.settings import BrokerSettings, TaskSettings
 from embedder.batching import Buffer, Sizes
 from embedder.embedding import Job
 from embedder.strategy import MicroBatches
-from embedder.worker import REGISTER_RETRY_S, announce, create_embedder, options
+from embedder.worker import REGISTER_RETRY_S, announce, create_embedder, default_threads, options
 
 SIZES = Sizes(batch=16, query=4, interactive=32, bulk=32)
 MEMORY = BrokerSettings(broker_url="memory://", result_url="cache+memory://")
@@ -91,3 +93,8 @@ def test_a_request_that_was_in_no_batch_is_computed_alone():
 
     assert MicroBatches([], Buffer(SIZES, 0.01), compute, no_answer).take_outcome(job) == "outcome"
     assert computed == [[job]]
+
+
+def test_only_a_model_that_is_worth_it_is_computed_on_several_cores():
+    assert default_threads("bundled") == 1
+    assert default_threads("openai/clip-vit-base-patch32") == len(os.sched_getaffinity(0))
