@@ -148,8 +148,8 @@ def announce(app: Celery, registration: RegisterModel, consumer: Any) -> None:
 def default_threads(model: str) -> int:
     """How many threads share a forward pass where no setting says it: one for each core, but for a tiny model one."""
     # The bundled one's layers are so small that handing out halves costs more than it saves: a picture by itself takes
-    # 5.5 ms of CPU on one thread and 7.3 on two. A full batch takes longer,
-    # 8 ms a picture instead of 4, but its thumbnails take a hundred.
+    # 5.5 ms of CPU on one thread and 7.3 on two. A full batch lasts longer, 8 ms a picture instead of 4, but nobody
+    # waits for it: the thumbnails of a photo take a hundred.
     return 1 if model == BUNDLED else _available_cores()
 
 
