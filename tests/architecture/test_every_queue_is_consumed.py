@@ -22,4 +22,4 @@ def test_the_local_mode_runs_every_node() -> None:
 @pytest.mark.parametrize(("lane", "node"), [(Lane.INTERACTIVE, Node.THUMBNAILER), (Lane.BULK, Node.THUMBNAILER_BULK)])
 def test_a_worker_is_started_on_the_queues_of_its_node(lane: Lane, node: Node) -> None:
     started: WorkerOptions = options(lane, 1, TaskSettings())
-    assert f"--queues={','.join(queues_of(node))}" in started.command_line()
+    assert started.for_celery()["queues"] == list(queues_of(node))

@@ -1,10 +1,16 @@
-"""A worker's options: what its pool would ignore is refused, and what it gets is what the command line says."""
+"""A worker's options: what its pool would ignore is refused, and Celery is given all others."""
 
 import argparse
+import logging
 
 import pytest
+from celery.concurrency.prefork import TaskPool
+from celery.worker import WorkController
+from pydantic import SecretStr
 
+from darkroom.celery_app import create_app
 from darkroom.errors import ConfigurationError
+from darkroom.settings import BrokerSettings, TaskSettings
 from darkroom.topology import CONSUMED_BY, Node, queues_of
 from darkroom.worker import WorkerOptions, add_worker_arguments, with_arguments
 
@@ -28,8 +34,8 @@ def test_solo_runs_one_task_at_a_time() -> None:
         WorkerOptions(Node.EMBEDDER, "solo", concurrency=2)
 
 
-def test_every_option_is_on_the_command_line() -> None:
-    arguments = WorkerOptions(
+def test_celery_is_given_every_option() -> None:
+    given = WorkerOptions(
         Node.THUMBNAILER,
         "prefork",
         concurrency=3,
@@ -38,25 +44,50 @@ def test_every_option_is_on_the_command_line() -> None:
         max_memory_per_child_kib=600_000,
         soft_time_limit_s=25,
         time_limit_s=30,
-    ).command_line()
+    ).for_celery()
 
-    assert {
-        "--queues=prepare,prepare.query,thumbnails",
-        "--pool=prefork",
-        "--concurrency=3",
-        "--prefetch-multiplier=1",
-        "--max-tasks-per-child=500",
-        "--max-memory-per-child=600000",
-        "--soft-time-limit=25",
-        "--time-limit=30",
-    } <= set(arguments)
-    assert arguments[arguments.index("-O") + 1] == "fair"
+    assert given.pop("hostname").startswith("thumbnailer@")
+    assert given == {
+        "queues": ["prepare", "prepare.query", "thumbnails"],
+        "pool": "prefork",
+        "concurrency": 3,
+        "prefetch_multiplier": 1,
+        "optimization": "fair",
+        "max_tasks_per_child": 500,
+        "max_memory_per_child": 600_000,
+        "soft_time_limit": 25,
+        "time_limit": 30,
+        "without_gossip": True,
+        "without_mingle": True,
+        "loglevel": logging.INFO,
+    }
+
+
+def test_a_worker_obeys_every_option_that_it_is_given() -> None:
+    options = WorkerOptions(
+        Node.THUMBNAILER,
+        "prefork",
+        concurrency=3,
+        prefetch_multiplier=2,
+        max_tasks_per_child=500,
+        max_memory_per_child_kib=600_000,
+        soft_time_limit_s=25,
+        time_limit_s=30,
+    )
+    broker = BrokerSettings(broker_url=SecretStr("memory://"), result_url=SecretStr("redis://127.0.0.1:1/0"))
+    worker = WorkController(app=create_app("thumbnailer", broker, TaskSettings()), **options.for_celery())
+
+    assert (worker.pool_cls, worker.concurrency, worker.optimization) == (TaskPool, 3, "fair")
+    assert (worker.max_tasks_per_child, worker.max_memory_per_child) == (500, 600_000)
+    assert (worker.soft_time_limit, worker.time_limit, worker.prefetch_multiplier) == (25, 30, 2)
+    assert worker.hostname.startswith("thumbnailer@")
+    assert sorted(worker.app.amqp.queues.consume_from) == ["prepare", "prepare.query", "thumbnails"]
 
 
 def test_an_option_that_was_not_given_is_left_to_celery() -> None:
-    arguments = WorkerOptions(Node.FINALIZE, "threads", concurrency=4, watchdog_s=60).command_line()
+    given = WorkerOptions(Node.FINALIZE, "threads", concurrency=4, watchdog_s=60).for_celery()
 
-    assert not [each for each in arguments if each.startswith(("--max-", "--soft-", "--time-"))]
+    assert not [each for each in given if each.startswith(("max_", "soft_", "time_"))]
 
 
 def test_the_nodes_share_the_queues_out_without_rest() -> None:
