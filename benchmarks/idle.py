@@ -1,11 +1,12 @@
 """What Darkroom needs on one machine while nobody uploads, how long each service takes to start, and how large it is.
 
-    .venv/bin/python benchmarks/idle.py [--photos 20] [--seconds 20]
+    .venv/bin/python benchmarks/idle.py [--environment FOLDER] [--photos 20] [--seconds 20]
 
 Starts `darkroom up` with the bundled model in a temporary folder, takes some photos through, and waits until every
 periodic job has run. Then memory (what several processes share is counted once) and CPU time of every process, over
 `--rounds` stretches of time. Then each service is started again beside the first, alone, until it consumes. About four
-minutes, most of it waiting.
+minutes, most of it waiting. `--environment` names the virtual environment whose `darkroom` is measured: packages that
+only benchmarks need, such as SciPy, are imported by others where they are found.
 """
 
 import argparse
@@ -57,6 +58,8 @@ class House:
 
     url: str
     folder: Path
+    programs: Path
+    """Folder of `darkroom` and the services' commands."""
 
     @property
     def pids(self) -> dict[str, int]:
@@ -71,18 +74,18 @@ class House:
 
 
 @contextmanager
-def running() -> Iterator[House]:
-    """`darkroom up` with default settings."""
+def running(programs: Path) -> Iterator[House]:
+    """`darkroom up`, from this folder, with default settings."""
     with tempfile.TemporaryDirectory(prefix="dr-", ignore_cleanup_errors=True) as name:
         folder, port = Path(name) / "data", reserve_port()
         ports = ["--http-port", str(port), "--grpc-port", str(reserve_port())]
-        command = [str(Path(sys.executable).with_name("darkroom")), "up", "--data-dir", str(folder), *ports]
+        command = [str(programs / "darkroom"), "up", "--data-dir", str(folder), *ports]
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("DARKROOM_", "OTEL_"))}
         up = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         try:
             if up.stdout is None or not up.stdout.readline().startswith("ready"):
                 raise RuntimeError("darkroom up did not start")
-            yield House(f"http://127.0.0.1:{port}", folder)
+            yield House(f"http://127.0.0.1:{port}", folder, programs)
         finally:
             up.send_signal(signal.SIGTERM)
             up.wait()
@@ -136,7 +139,7 @@ def start(house: House, name: str) -> dict[str, float]:
         "DARKROOM_METRICS_PORT": "0",
     }
     program, *rest = service.command
-    argv = [str(Path(sys.executable).with_name(program)), *rest]
+    argv = [str(house.programs / program), *rest]
     child = ChildProcess(argv, log=house.folder / f"{name}.second.log", env=environment, grace_s=5)
 
     def is_up() -> bool:
@@ -156,7 +159,7 @@ def start(house: House, name: str) -> dict[str, float]:
 
 
 def environment_bytes(package: str) -> int:
-    """Size of all files of a package and of everything that it needs, as installed here."""
+    """Size of all files of a package and of everything that it needs, as installed beside this program."""
     needed: dict[str, Distribution] = {}
     seen: set[str] = set()
     _add_needed(Requirement(package), needed, seen)
@@ -188,10 +191,11 @@ def _bytes_of(package: Distribution) -> int:
 def main() -> None:
     """Prints memory, CPU, starts and sizes."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("--environment", type=Path, default=Path(sys.prefix), help="default: this program's own")
     parser.add_argument("--photos", type=int, default=20, help="taken through before it is measured")
     parser.add_argument("--seconds", type=float, default=20, help="of each stretch of idling")
     options = arguments(__doc__, parser)
-    with running() as house:
+    with running(options.environment.absolute() / "bin") as house:
         use(house, options.photos)
         time.sleep(10)  # what was put off until after the last photo has happened
         cpu = [shares(house, options.seconds) for _ in range(options.rounds)]
