@@ -22,6 +22,8 @@ from hypothesis import strategies as st
 from thumbnailer.decoding import Limits
 
 LIMITS = Limits(pixels=4_000_000, frames=100, memory_bytes=128 * 2**20, cpu_s=30)
+HANGS_S = 120.0
+"""After which a child is taken to hang, on a machine with other work."""
 CHILD_BYTES = LIMITS.memory_bytes + 64 * 2**20
 """A child's peak: the ceiling, and what it had before."""
 
@@ -160,14 +162,39 @@ def run(minutes: float, first_seed: int, folder: Path) -> Findings:
     return findings
 
 
+def run_some(files: int, folder: Path) -> Findings:
+    """Prepares so many mutated files in children, the same ones each time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    findings = Findings()
+
+    @settings(
+        max_examples=files,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(mutated())
+    def prepare_one(data: bytes) -> None:
+        findings.add(data, in_child([data], LIMITS, HANGS_S)[0], folder)
+
+    prepare_one()
+    return findings
+
+
 def main() -> None:
     """Runs, reports, and ends with 1 where there was a fault."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--files", type=int, help="instead: so many files, the same ones each time")
     parser.add_argument("--seed", type=int, default=1, help="of the first 500 files; the next 500 have the next one")
     parser.add_argument("--folder", type=Path, default=Path(".fuzz"), help="where the worst files are kept")
     arguments = parser.parse_args()
-    findings = run(arguments.minutes, arguments.seed, arguments.folder)
+    if arguments.files is not None:
+        findings = run_some(arguments.files, arguments.folder)
+    else:
+        findings = run(arguments.minutes, arguments.seed, arguments.folder)
     print(findings.report())
     sys.exit(bool(findings.faults))
 
