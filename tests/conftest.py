@@ -5,7 +5,6 @@ that runs already; its darkroom queues are emptied.
 """
 
 import os
-import re
 import sys
 import tempfile
 import time
@@ -45,7 +44,7 @@ def eventually(check: Callable[[], ResultT], *, within_s: float = 30, every_s: f
 
 
 SHORTEST_LAST = ("architecture", "integration", "contracts", "unit")
-"""Folders by how long one of their files takes, after all others: with two workers, none ends alone with a long one."""
+"""Folders by how long one of their files takes, after all others: none of the workers ends alone with a long one."""
 
 
 FORKED = {"darkroom-scheduler": "scheduler.worker", "darkroom-embedder": "embedder.worker"}
@@ -53,16 +52,9 @@ FORKED = {"darkroom-scheduler": "scheduler.worker", "darkroom-embedder": "embedd
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sorts the folders, and says which tests run in one process; within a folder, the order stays.
-
-    A file has its servers to itself; of those files that keep a whole Darkroom, the tests on each broker have.
-    """
+    """Sorts the folders; within each, the order stays."""
     places = {Path(__file__).parent / folder: place for place, folder in enumerate(SHORTEST_LAST)}
     items.sort(key=lambda item: max(places.get(parent, -1) for parent in item.path.parents))
-    for item in items:
-        keeps_a_darkroom = item.path.parent.name in ("chaos", "e2e")
-        broker = re.search(r"\[.*\b(redis|embedded|rabbitmq)\b", item.name) if keeps_a_darkroom else None
-        item.add_marker(pytest.mark.xdist_group(item.path.name + (broker[1] if broker else "")))
 
 
 @pytest.fixture(scope="session")

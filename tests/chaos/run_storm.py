@@ -36,6 +36,13 @@ def short_form(broker: str, seed: int = SEED) -> StormOptions:
     return StormOptions(broker, seed, SHORT_UPLOADS, tuple(KINDS), len(KINDS))
 
 
+def judged_short_form(broker: str) -> StormReport:
+    """The short form in a folder of its own."""
+    # Not in pytest's own folder: the path of a socket in it would be too long.
+    with tempfile.TemporaryDirectory(prefix="dr-", ignore_cleanup_errors=True) as folder:
+        return weather(short_form(broker), Path(folder))
+
+
 def long_form(broker: str, seed: int, minutes: float, uploads: int) -> StormOptions:
     """A strike every 12 s, or more often so that every kind has its turn; pauses beyond every time limit."""
     strikes = max(len(KINDS), int(minutes * 60 / STRIKE_EVERY_S))
