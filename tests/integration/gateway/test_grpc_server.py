@@ -2,16 +2,18 @@
 
 import hashlib
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import grpc
 import pytest
 from conftest import eventually
-from gateway_faces import CHUNK_BYTES, GrpcFace, refused, upload_requests
+from gateway_faces import CHUNK_BYTES, GrpcFace, Refused, refused, upload_requests
 from gateway_pictures import picture
 from gateway_serving import Served, peak_bytes, reset_peak_bytes, stop_and_go
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
@@ -253,6 +255,31 @@ def test_calls_in_flight_end_well_while_the_server_drains(process: Process, tmp_
         held.go_on.set()
         assert call.result(30).image.status == pb.IMAGE_STATUS_ACCEPTED
     eventually(lambda: not child.is_running)
+
+
+def test_clients_that_call_all_the_time_are_sent_away_before_the_server_ends(process: Process) -> None:
+    """gRPC's own stop would end a call that arrives in that moment as CANCELLED, for about every second client."""
+    child, target = process
+    clients = 8
+    calling = threading.Barrier(clients + 1)
+
+    def call_until_sent_away(_: int) -> Refused:
+        with grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+            stub = DarkroomStub(channel)
+            stub.GetLedger(pb.GetLedgerRequest())
+            calling.wait(60)
+            with pytest.raises(grpc.RpcError) as error:
+                while True:
+                    stub.GetLedger(pb.GetLedgerRequest(), timeout=60)
+            return refused(error.value)
+
+    with ThreadPoolExecutor(clients) as pool:
+        ends = pool.map(call_until_sent_away, range(clients))
+        calling.wait(60)
+        os.kill(child.pid or 0, signal.SIGTERM)
+        assert {(end.code, end.slug) for end in ends} == {(grpc.StatusCode.UNAVAILABLE, "gateway-stopping")}
+    eventually(lambda: not child.is_running)
+    assert child.exit_status == 0
 
 
 @pytest.mark.parametrize("held_up", [False, True], ids=["quick", "held-up"])

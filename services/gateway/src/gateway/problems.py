@@ -125,7 +125,7 @@ def gateway_stopping() -> UnavailableError:
     return UnavailableError.of(
         "gateway-stopping",
         "The gateway is stopping",
-        "This gateway was told to stop and cannot wait any longer.",
+        "This gateway was told to stop: it finishes what it has, and takes in nothing more.",
         remedy="Send the same request again, with the same Idempotency-Key if it is an upload; follow events from the "
         "last number that was seen.",
     )

@@ -3,10 +3,11 @@
 import asyncio
 import json
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import anyio
 import grpc
@@ -21,7 +22,7 @@ from opentelemetry.trace import Span, use_span
 from darkroom.contracts.problems import Problem
 from darkroom.telemetry import metrics
 from gateway.errors import InvalidFieldsError, RateLimitedError, retry_after_s
-from gateway.problems import internal_error, problem_of
+from gateway.problems import gateway_stopping, internal_error, problem_of
 from gateway.traces import end_server_span, server_span
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,17 @@ class Answers(grpc.aio.ServerInterceptor):
 
     def __init__(self, service: str) -> None:
         self._prefix = f"/{service}/"
+        self._is_ending = False
+        self._last_call_at = -math.inf
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since somebody called; infinite where nobody has."""
+        return time.monotonic() - self._last_call_at
+
+    def refuse(self) -> None:
+        """Has every call from now on answered with the problem `gateway-stopping`."""
+        self._is_ending = True
 
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], call: grpc.HandlerCallDetails
@@ -93,15 +105,17 @@ class Answers(grpc.aio.ServerInterceptor):
         handler = await continuation(call)
         if handler is None or not call.method.startswith(self._prefix):
             return handler
+        self._last_call_at = time.monotonic()
         coding = (handler.request_deserializer, handler.response_serializer)
+        one, many = (_refuse_one, _refuse_many) if self._is_ending else (None, None)
         match handler.request_streaming, handler.response_streaming:
             case False, False:
-                return grpc.unary_unary_rpc_method_handler(_one(call.method, handler.unary_unary), *coding)
+                return grpc.unary_unary_rpc_method_handler(_one(call.method, one or handler.unary_unary), *coding)
             case True, False:
-                return grpc.stream_unary_rpc_method_handler(_one(call.method, handler.stream_unary), *coding)
+                return grpc.stream_unary_rpc_method_handler(_one(call.method, one or handler.stream_unary), *coding)
             case False, True:
-                return grpc.unary_stream_rpc_method_handler(_many(call.method, handler.unary_stream), *coding)
-        return grpc.stream_stream_rpc_method_handler(_many(call.method, handler.stream_stream), *coding)
+                return grpc.unary_stream_rpc_method_handler(_many(call.method, many or handler.unary_stream), *coding)
+        return grpc.stream_stream_rpc_method_handler(_many(call.method, many or handler.stream_stream), *coding)
 
 
 def _one(method: str, handler: Callable[[Any, Any], Awaitable[AnswerT]]) -> Callable[[Any, Any], Awaitable[AnswerT]]:
@@ -122,6 +136,15 @@ def _many(
                 yield message
 
     return answers
+
+
+async def _refuse_one(_request: Any, _context: Any) -> NoReturn:
+    raise gateway_stopping()
+
+
+async def _refuse_many(_request: Any, _context: Any) -> AsyncIterator[NoReturn]:
+    raise gateway_stopping()
+    yield  # makes it a stream, as it would have been
 
 
 @asynccontextmanager

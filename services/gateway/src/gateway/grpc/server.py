@@ -28,6 +28,12 @@ MAX_MESSAGE_BYTES = 4 * 2**20
 READ_AHEAD_BYTES = 4 * 2**20
 """What an upload may have in memory before it is read. Over 100 ms of network it allows 40 MB/s."""
 
+LEAVING_S = 1.0
+"""For clients to hear that they should go elsewhere, before their connections end."""
+
+IN_USE_S = 60.0
+"""Who has called within that time may still be connected, and call again."""
+
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -53,7 +59,8 @@ class RpcServer:
         self._grace_s = grace_s
         self._health = Health(SERVICE)
         self._ending: asyncio.Task[None] | None = None
-        self._server = grpc.aio.server(interceptors=(Answers(SERVICE),), options=_OPTIONS)
+        self._answers = Answers(SERVICE)
+        self._server = grpc.aio.server(interceptors=(self._answers,), options=_OPTIONS)
         add_DarkroomServicer_to_server(DarkroomService(gateway), self._server)
         add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE, HEALTH.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
@@ -75,7 +82,15 @@ class RpcServer:
         """Refuses new calls from now on, and cuts off those in flight after the grace time. Health says NOT_SERVING."""
         if self._ending is None:
             self._health.drain()
-            self._ending = asyncio.ensure_future(self._server.stop(self._grace_s))
+            self._answers.refuse()
+            self._ending = asyncio.ensure_future(self._end())
+
+    async def _end(self) -> None:
+        # A call that arrives in the very moment of gRPC's own stop ends as CANCELLED, without a word to its client. So
+        # whoever calls now and then is sent away by us, first.
+        leaving_s = LEAVING_S if self._answers.idle_s < IN_USE_S else 0
+        await asyncio.sleep(leaving_s)
+        await self._server.stop(self._grace_s - leaving_s)
 
     async def drain(self) -> None:
         """Begins it if it has not begun, and returns when the last call has ended."""
