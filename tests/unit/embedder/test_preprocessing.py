@@ -1,6 +1,8 @@
 """Preprocessing gives what the transformers image processor gives, number by number."""
 
 import io
+import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,6 +36,28 @@ def test_pixels_equal_those_of_transformers(processor, size):
     pixels = Preprocessing.of(processor).pixels(proxy)
     assert pixels.dtype == np.float32
     np.testing.assert_array_equal(pixels, expected)
+
+
+@pytest.mark.parametrize("size", [(65_500, 1), (1, 65_500), (16_000, 384)])
+def test_a_very_long_picture_takes_no_more_memory_than_it_has_pixels(processor, size):
+    """Scaled as a whole, as transformers does it, the first two become 10 GB, and the embedder is gone."""
+    file = io.BytesIO()
+    Image.new("RGB", size, (200, 100, 50)).save(file, "JPEG", quality=95)
+    preprocessing = Preprocessing.of(processor)
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (private_bytes() + 100_000_000, hard))
+    try:
+        pixels = preprocessing.pixels(file.getvalue())
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+    assert pixels.shape == (3, *preprocessing.size)
+    assert (np.ptp(pixels, axis=(1, 2)) == 0).all()
+
+
+def private_bytes() -> int:
+    """What RLIMIT_DATA counts of this process."""
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData:")]
+    return int(line.split()[1]) * 1024
 
 
 def test_a_grey_proxy_is_read_as_colour(processor):

@@ -13,6 +13,9 @@ from darkroom.errors import ConfigurationError, PermanentError
 Pixels = NDArray[np.float32]
 """float32, (3, height, width), normalised by the model's mean and standard deviation."""
 
+MAX_SCALED_PIXELS = 4_000_000
+"""A picture that would become larger is scaled only where it is looked at: 65,500 x 1 pixels would take 10 GB."""
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -72,12 +75,14 @@ class Preprocessing:
                 remedy="Send the picture that you search by again.",
             ) from error
         height, width = self.size
-        if self.shortest_side is None:
-            cut = np.asarray(rgb.resize((width, height), self.resample))
-        else:
-            scaled = np.asarray(rgb.resize(_scaled(rgb.size, self.shortest_side), self.resample))
-            top, left = (scaled.shape[0] - height) // 2, (scaled.shape[1] - width) // 2
-            cut = scaled[top : top + height, left : left + width]
+        scaled = (width, height) if self.shortest_side is None else _scaled(rgb.size, self.shortest_side)
+        left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
+        if scaled[0] * scaled[1] <= MAX_SCALED_PIXELS:
+            cut = np.asarray(rgb.resize(scaled, self.resample))[top : top + height, left : left + width]
+        else:  # the same but for rounding
+            across, down = rgb.width / scaled[0], rgb.height / scaled[1]
+            seen = (left * across, top * down, (left + width) * across, (top + height) * down)
+            cut = np.asarray(rgb.resize((width, height), self.resample, seen))
         table: NDArray[np.float32] = self._table  # type: ignore[attr-defined]
         return np.stack([table[channel][cut[:, :, channel]] for channel in range(3)])
 
