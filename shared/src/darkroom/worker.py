@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -307,6 +308,21 @@ class Watchdog:
             now = time.monotonic()
             for task_id, begun in list(self._begun.items()):
                 if now - begun > self._limit_s:
-                    log.critical("worker.watchdog", extra={"task_id": task_id, "limit_s": self._limit_s})
+                    stuck = {"task_id": task_id, "limit_s": self._limit_s, "stacks": _stacks()}
+                    log.critical("worker.watchdog", extra=stuck)
                     # Not an exception: the stuck thread may hold any lock, and an unacknowledged message is safe.
                     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _stacks() -> dict[str, list[str]]:
+    """Where every other thread is: by its name, "file:line function" for each of its calls, the innermost first."""
+    ours = threading.get_ident()
+    threads = {thread.ident: thread.name for thread in threading.enumerate() if thread.ident != ours}
+    return {
+        threads[ident]: [
+            f"{Path(call.f_code.co_filename).name}:{line} {call.f_code.co_name}"
+            for call, line in traceback.walk_stack(frame)
+        ]
+        for ident, frame in sys._current_frames().items()
+        if ident in threads
+    }

@@ -8,7 +8,8 @@ from pathlib import Path
 from darkroom.celery_app import Delivery, bind, create_app
 from darkroom.contracts.messages import Prepare, Prepared
 from darkroom.contracts.tasks import PREPARE
-from darkroom.settings import BrokerSettings, TaskSettings, WorkerSettings
+from darkroom.logs import configure_logs
+from darkroom.settings import BrokerSettings, LogSettings, TaskSettings, WorkerSettings
 from darkroom.topology import Node
 from darkroom.worker import WorkerOptions, run_worker
 
@@ -26,6 +27,7 @@ def prepare(message: Prepare, delivery: Delivery) -> Prepared:
 
 
 if __name__ == "__main__":
+    configure_logs("watched", LogSettings())
     app = create_app("watched", BrokerSettings(), TaskSettings())
     bind(app, PREPARE, prepare)
     options = WorkerOptions(node=Node.THUMBNAILER, pool=sys.argv[1], concurrency=1, watchdog_s=WATCHDOG_S)
