@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -17,7 +16,7 @@ from darkroom.contracts.base import Lane
 from darkroom.database.engine import async_engine, sync_engine
 from darkroom.database.events import NUMBERED_CHANNEL
 from darkroom.settings import TracingSettings
-from darkroom.storage import BlobStore, open_blob_store
+from darkroom.storage import BlobStore, FileStore, open_blob_store
 from darkroom.telemetry import tracing
 from gateway.broker import BrokerLink
 from gateway.dead_letters import DeadLetters
@@ -158,7 +157,10 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Gateway]:
             settings=settings,
             engine=engine,
             acceptance=Acceptance(
-                thread_engine, CapacityLimiter(max(1, settings.database_pool_size - THREADS_WITH_CONNECTION))
+                thread_engine,
+                threads=max(1, settings.database_pool_size - THREADS_WITH_CONNECTION),
+                # Naming a blob in an object store is a request, for which nobody else should wait.
+                is_gathering=isinstance(store, FileStore),
             ),
             store=store,
             results=results,

@@ -133,4 +133,28 @@ class DispatchSpans:
         return span
 
 
+class CommitSpans:
+    """The spans of uploads that are committed together, each under its call's, in one transaction that they share."""
+
+    def __init__(self, calls: Sequence[Span]) -> None:
+        self._begun_ns = tracing.now_ns()
+        self.each = [tracing.begin_under(call, names.COMMIT_UPLOAD) for call in calls]
+        """As many; of calls that this process does not record, the empty span."""
+        self.traceparents = [
+            tracing.traceparent_of(span if span.is_recording() else call)
+            for span, call in zip(self.each, calls, strict=True)
+        ]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        ended_ns = tracing.now_ns()
+        for span in self.each:
+            tracing.record_under(span, names.TRANSACTION, self._begun_ns, ended_ns, _SHARED, kind=SpanKind.CLIENT)
+            if error is not None:
+                tracing.fail(span, error)
+            span.end()
+
+
 _SHARED: Attributes = {names.DB_SYSTEM: "postgresql", names.IS_SHARED: True}
