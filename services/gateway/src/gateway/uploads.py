@@ -215,8 +215,8 @@ class Acceptance:
     """Commits uploads: in threads, because SQLAlchemy's asyncio face adds a quarter to an upload's CPU.
 
     What comes while others are being committed waits for them, and then goes into one transaction: four together cost a
-    third of four alone, here as in PostgreSQL. When something fails before the commit, each is tried again alone, to fail
-    only for itself. For use in one event loop.
+    third of four alone, here as in PostgreSQL. When something fails before the commit, each is tried again alone, to
+    fail only for itself. For use in one event loop.
     """
 
     def __init__(self, engine: Engine, *, threads: int, is_gathering: bool) -> None:
