@@ -9,6 +9,7 @@ import argparse
 import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -145,15 +146,14 @@ def running(broker: str) -> Iterator[House]:
         try:
             if up.stdout is None or not up.stdout.readline().startswith("ready"):
                 raise RuntimeError("darkroom up did not start")
-            pid = json.loads((folder / "processes.json").read_text())["processes"]["finalize"]["pid"]
-            pairs = Path(f"/proc/{pid}/environ").read_text().split("\0")
-            settings = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+            lines = (folder / "run" / "environment").read_text().splitlines()
+            settings = dict(shlex.split(line)[1].split("=", 1) for line in lines)
             yield House(
                 f"http://127.0.0.1:{port}",
                 folder,
                 settings["DARKROOM_BROKER_URL"],
                 Redis.from_url(settings["DARKROOM_RESULT_URL"]),
-                open_blob_store(settings["DARKROOM_BLOB_URL"]),
+                open_blob_store((folder / "blobs").as_uri()),
             )
         finally:
             up.send_signal(signal.SIGTERM)

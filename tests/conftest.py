@@ -17,7 +17,6 @@ from uuid import uuid4
 import httpx
 import psycopg
 import pytest
-from forking import ForkedProcess, Nursery
 from kombu import Connection
 from redis import Redis
 from sqlalchemy import Engine
@@ -26,7 +25,7 @@ from darkroom import topology
 from darkroom.celery_app import declare_topology
 from darkroom.database.engine import migrate, sync_engine
 from darkroom.settings import DatabaseSettings
-from darkroom_cli.servers import ChildProcess, PostgresServer, RabbitServer, RedisServer
+from darkroom_cli.servers import ChildProcess, ForkedProcess, Nursery, PostgresServer, RabbitServer, RedisServer
 
 ResultT = TypeVar("ResultT")
 
@@ -202,14 +201,15 @@ def service_env(database_url: str, redis_url: str, blob_url: str, broker_url: st
 
 
 @pytest.fixture(scope="session")
-def nurseries() -> Iterator[Callable[[str], Nursery]]:
+def nurseries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Nursery]]:
     """Processes that have imported a module and fork its commands; each is made when it is first asked for."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("DARKROOM_", "OTEL_"))}
     made: dict[str, Nursery] = {}
 
     def nursery_of(module: str) -> Nursery:
         if module not in made:
-            made[module] = Nursery(module, env | {"HF_HUB_OFFLINE": "1"})
+            log = tmp_path_factory.mktemp("nursery") / "log"
+            made[module] = Nursery(module, log=log, env=env | {"HF_HUB_OFFLINE": "1"})
         return made[module]
 
     yield nursery_of
@@ -232,10 +232,11 @@ def spawn(
         log = tmp_path / f"{len(started)}-{Path(command).stem}.log"
         env = service_env | settings
         module = FORKED.get(command) or ("embedder.worker" if Path(command).is_absolute() else None)
+        argv = [str(Path(sys.executable).parent / command), *arguments]
         child = (
-            ForkedProcess(nurseries(module), [command, *arguments], log=log, env=env)
+            ForkedProcess(nurseries(module), argv, log=log, env=env, grace_s=40)
             if module
-            else ChildProcess([str(Path(sys.executable).with_name(command)), *arguments], log=log, env=env, grace_s=40)
+            else ChildProcess(argv, log=log, env=env, grace_s=40)
         )
         child.start()
         started.append((child, log))

@@ -4,6 +4,7 @@ The services are started as commands and configured by their environment alone: 
 """
 
 import base64
+import errno
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -22,7 +23,15 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from darkroom_cli.servers import PostgresServer, RabbitServer, RedisServer, ServerError
+from darkroom_cli.servers import (
+    CAN_FORK,
+    Nursery,
+    PostgresServer,
+    RabbitServer,
+    RedisServer,
+    ServerError,
+    child_process,
+)
 from darkroom_cli.servers.ports import LOOPBACK, is_free, reserve_port
 from darkroom_cli.servers.server import write_private
 from darkroom_cli.supervisor import Supervisor, read_states
@@ -53,12 +62,17 @@ class LocalOptions:
         return f"http://{LOOPBACK}:{self.http_port}"
 
 
+COMMON_CODE = "darkroom.worker"
+"""What every service imports: Celery, kombu, pydantic, OpenTelemetry, and what the services share."""
+
+
 @dataclass(frozen=True)
 class Service:
     """One process of Darkroom: its command, whether it may reach the database, whether it is a Celery worker.
 
     It is killed `grace_s` seconds after SIGTERM; what it had in hand is then delivered again at the next start. Those
-    that others need to the end are stopped after them.
+    that others need to the end are stopped after them. Where processes can be forked, those with the same `code`, a
+    module's name, share the memory that it takes once imported.
     """
 
     name: str
@@ -67,6 +81,7 @@ class Service:
     is_worker: bool = True
     grace_s: float = 40.0
     is_needed_to_the_end: bool = False
+    code: str = COMMON_CODE
 
 
 # More than a task's hard limit of 30 s for workers: SIGTERM lets them finish what they have in hand.
@@ -80,13 +95,20 @@ SERVICES = (
         grace_s=35.0,  # 20 s for requests in flight, the rest for its threads
         is_needed_to_the_end=True,
     ),
-    Service("thumbnailer", ("darkroom-thumbnailer", "--lane", "interactive")),
-    Service("thumbnailer-bulk", ("darkroom-thumbnailer", "--lane", "bulk")),
+    Service("thumbnailer", ("darkroom-thumbnailer", "--lane", "interactive"), code="thumbnailer.worker"),
+    Service("thumbnailer-bulk", ("darkroom-thumbnailer", "--lane", "bulk"), code="thumbnailer.worker"),
     Service("embedder", ("darkroom-embedder",)),
-    Service("finalize", ("darkroom-scheduler", "finalize"), has_database=True),
-    Service("maintenance", ("darkroom-scheduler", "maintenance"), has_database=True),
-    Service("callbacks", ("darkroom-scheduler", "callbacks"), has_database=True),
-    Service("beat", ("darkroom-scheduler", "beat"), has_database=True, is_worker=False, grace_s=10.0),
+    Service("finalize", ("darkroom-scheduler", "finalize"), has_database=True, code="scheduler.worker"),
+    Service("maintenance", ("darkroom-scheduler", "maintenance"), has_database=True, code="scheduler.worker"),
+    Service("callbacks", ("darkroom-scheduler", "callbacks"), has_database=True, code="scheduler.worker"),
+    Service(
+        "beat",
+        ("darkroom-scheduler", "beat"),
+        has_database=True,
+        is_worker=False,
+        grace_s=10.0,
+        code="scheduler.worker",
+    ),
 )
 
 # Only with these may a process touch what users own: workers decode untrusted bytes and get none of them.
@@ -162,6 +184,11 @@ def service_environment(
     return environment
 
 
+def nursery_environment(inherited: Mapping[str, str]) -> dict[str, str]:
+    """What code is imported with: nothing of ours, each service is told that for itself."""
+    return {name: value for name, value in inherited.items() if not name.startswith("DARKROOM_")}
+
+
 def heartbeat_file(options: LocalOptions, service: Service) -> Path:
     """The file that a worker touches while it consumes."""
     return options.data_dir.absolute() / "run" / f"{service.name}.heartbeat"
@@ -196,14 +223,18 @@ def running(options: LocalOptions, steps: Steps) -> Iterator[Supervisor]:
 
     SIGTERM and SIGINT raise StopRequested in the block. Raises ServerError when something cannot start.
     """
-    with Supervisor(options.data_dir) as supervisor:
+    with _nurseries(options) as nurseries, Supervisor(options.data_dir) as supervisor:
         _require_free(options.http_port, "--http-port")
         _require_free(options.grpc_port, "--grpc-port")
         if is_url(options.broker):
             _require_answer(options.broker)
+        if COMMON_CODE in nurseries:
+            nurseries[COMMON_CODE].start()
         endpoints = _start_servers(options, supervisor, steps)
+        for nursery in nurseries.values():
+            nursery.start()
         with steps.step("preparing the database", "database is up to date"):
-            _migrate(options, endpoints, supervisor.log_path("migrate"))
+            _migrate(options, endpoints, supervisor.log_path("migrate"), nurseries)
         write_private(environment_file(options), shell_environment(endpoints))
         metrics_ports = {service.name: reserve_port() for service in SERVICES if service.name != "gateway"}
         write_private(targets_file(options), scrape_targets(options, metrics_ports))
@@ -220,10 +251,26 @@ def running(options: LocalOptions, steps: Steps) -> Iterator[Supervisor]:
                     env=environment,
                     grace_s=service.grace_s,
                     is_server=service.is_needed_to_the_end,
+                    nursery=nurseries.get(service.code),
                 )
         with steps.step("waiting for the workers and the model", "a photo can be taken through") as say:
             _wait_until_ready(options, supervisor, say)
         yield supervisor
+
+
+@contextmanager
+def _nurseries(options: LocalOptions) -> Iterator[Mapping[str, Nursery]]:
+    """By what they have imported, none of them started; to no one is told what only some of the services may know."""
+    if not CAN_FORK:
+        yield {}
+        return
+    log, env = options.data_dir.absolute() / "logs" / "nurseries.log", nursery_environment(os.environ)
+    with ExitStack() as stack:
+        common = stack.enter_context(Nursery(COMMON_CODE, log=log, env=env))
+        further = dict.fromkeys(service.code for service in SERVICES if service.code != COMMON_CODE)
+        yield {COMMON_CODE: common} | {
+            code: stack.enter_context(Nursery(code, log=log, env=env, within=common)) for code in further
+        }
 
 
 def is_url(broker: str) -> bool:
@@ -304,23 +351,19 @@ def _argv(command: tuple[str, ...]) -> list[str]:
     return [str(Path(sys.executable).with_name(command[0])), *command[1:]]
 
 
-def _migrate(options: LocalOptions, endpoints: Endpoints, log: Path) -> None:
-    service = Service("migrate", ("darkroom-scheduler", "migrate"), has_database=True)
-    with log.open("w+") as output:
-        try:
-            done = subprocess.run(
-                _argv(service.command),
-                env=service_environment(service, options, endpoints, os.environ),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for us, who then end it
-                check=False,
-            )
-        except OSError as exc:
-            raise _not_installed(service.command[0], exc) from exc
-    if done.returncode != 0:
-        raise ServerError(f"the database could not be brought up to date; the end of {log}:\n{_tail(log)}")
+def _migrate(options: LocalOptions, endpoints: Endpoints, log: Path, nurseries: Mapping[str, Nursery]) -> None:
+    service = Service("migrate", ("darkroom-scheduler", "migrate"), has_database=True, code="scheduler.worker")
+    argv, env = _argv(service.command), service_environment(service, options, endpoints, os.environ)
+    if not Path(argv[0]).exists():
+        raise _not_installed(service.command[0], FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
+    child = child_process(argv, log=log, env=env, nursery=nurseries.get(service.code))
+    try:
+        child.start()
+        child.wait()
+    finally:
+        child.stop()
+    if child.exit_status != 0:
+        raise ServerError(f"the database could not be brought up to date; the end of {log}:\n{child.log_tail()}")
 
 
 def _wait_until_ready(options: LocalOptions, supervisor: Supervisor, say: Callable[[str], None]) -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from darkroom_cli.servers.process import ChildProcess, Process, ServerError, lock_file
+from darkroom_cli.servers.nursery import Nursery, child_process
+from darkroom_cli.servers.process import Process, ServerError, lock_file
 from darkroom_cli.servers.server import write_private
 
 logger = logging.getLogger(__name__)
@@ -91,13 +92,16 @@ class Supervisor:
         env: Mapping[str, str] | None = None,
         grace_s: float = 10.0,
         is_server: bool = False,
+        nursery: Nursery | None = None,
     ) -> None:
         """Starts a command and keeps it running, its output in `<data-dir>/logs/<name>.log`.
 
         `env` is its whole environment (default: a copy of ours); it has `grace_s` seconds to end after SIGTERM. One
-        that is a server to others is stopped after them. Raises ServerError when it cannot be executed.
+        that is a server to others is stopped after them. A script in Python may be forked from a nursery, which must
+        outlive the supervisor. Raises ServerError when it cannot be executed.
         """
-        self._keep(name, ChildProcess(argv, log=self.log_path(name), env=env, grace_s=grace_s), is_server=is_server)
+        process = child_process(argv, log=self.log_path(name), env=env, grace_s=grace_s, nursery=nursery)
+        self._keep(name, process, is_server=is_server)
 
     def start(self, name: str, server: Process) -> None:
         """Starts a server that later processes need, and keeps it running; returns when it serves.

@@ -47,10 +47,28 @@ class Process(Protocol):
         """Whether its main process is alive."""
 
 
+class Running(Protocol):
+    """A process just started: `subprocess.Popen`, as far as it is used here."""
+
+    @property
+    def pid(self) -> int:
+        """Its id, and that of its group."""
+
+    def poll(self) -> int | None:
+        """How it ended, negative for the signal that killed it; None while it runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The same when it has ended. Raises `subprocess.TimeoutExpired`."""
+
+    def send_signal(self, sig: int, /) -> None:
+        """Sends a signal, unless it has ended."""
+
+
 class ChildProcess:
     """A `Process`: one command in a session of its own, its output appended to a log file.
 
-    `env` is the child's whole environment (default: a copy of ours). `stop` sends `stop_signal` to the command itself,
+    `env` is the child's whole environment (default: a copy of ours), `stdin` a descriptor for its standard input, if it
+    is to have one. `stop` sends `stop_signal` to the command itself,
     so that a Celery parent shuts its pool down warmly, gives it `grace_s` seconds, then kills the group. What a dead
     command leaves in its group is killed as soon as the death is seen; if we die ourselves, everything is.
 
@@ -64,6 +82,7 @@ class ChildProcess:
         *,
         log: Path,
         env: Mapping[str, str] | None = None,
+        stdin: int | None = None,
         stop_signal: signal.Signals = signal.SIGTERM,
         grace_s: float = 10.0,
         lock: Path | None = None,
@@ -71,10 +90,11 @@ class ChildProcess:
         self._argv = list(argv)
         self._log = log
         self._env = None if env is None else dict(env)
+        self._stdin = subprocess.DEVNULL if stdin is None else stdin
         self._stop_signal = stop_signal
         self._grace_s = grace_s
         self._lock = lock
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: Running | None = None
         self._group: int | None = None
         self._ending = threading.Lock()
 
@@ -84,12 +104,17 @@ class ChildProcess:
             return
         self._log.parent.mkdir(parents=True, exist_ok=True)
         rotate(self._log)
+        self._child = self._launch()
+        self._group = self._child.pid
+        _guard.watch(self._group)
+
+    def _launch(self) -> Running:
         inherited = [] if self._lock is None else [lock_file(self._lock, wait_s=LOCK_WAIT_S)]
         try:
             with self._log.open("ab") as log:
-                self._child = subprocess.Popen(
+                return subprocess.Popen(
                     self._argv,
-                    stdin=subprocess.DEVNULL,
+                    stdin=self._stdin,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     env=self._env,
@@ -101,8 +126,6 @@ class ChildProcess:
         finally:
             for descriptor in inherited:
                 os.close(descriptor)
-        self._group = self._child.pid
-        _guard.watch(self._group)
 
     def stop(self, *, grace_s: float | None = None) -> None:
         """Asks the command to end, kills its group when the grace is over. Returns when the group is gone.

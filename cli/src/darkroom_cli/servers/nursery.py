@@ -1,0 +1,227 @@
+"""Commands in Python that start at once and share memory: forks of a process which has imported their code already.
+
+Importing is most of what the start of a service costs, and most of its memory while it is idle. All else is as for a
+command that is started from nothing: a session and a log of its own, the environment that it is given and no other,
+the script from its first line, a normal end.
+"""
+
+import errno
+import json
+import logging
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from darkroom_cli.servers.process import ChildProcess, Running, ServerError
+
+logger = logging.getLogger(__name__)
+
+CAN_FORK = sys.platform == "linux"
+"""Elsewhere there are no descriptors of processes, and a fork of a process with system libraries may not live."""
+
+STATUS_TIMEOUT_S = 5.0
+"""How long a nursery may take to tell how a fork has ended."""
+
+
+class Nursery:
+    """A process that has imported a module, started at the first need, and again when it has died.
+
+    Its forks live on when it dies. `env` is its whole environment, in which a fork's own is not seen from outside. One
+    `within` another is a fork itself and shares what that one has imported. As a context manager it ends with the
+    block, after its forks, please.
+    """
+
+    def __init__(self, module: str, *, log: Path, env: Mapping[str, str], within: "Nursery | None" = None) -> None:
+        self._module = module
+        self._log = log
+        self._env = dict(env)
+        self._within = within
+        self._turn = threading.Lock()
+        self._process: ChildProcess | None = None
+        self._control: socket.socket | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, None when it is not running."""
+        return None if self._process is None else self._process.pid
+
+    def start(self) -> None:
+        """Starts the process, unless it runs; returns before it has imported anything. Raises ServerError."""
+        with self._turn:
+            self._start()
+
+    def fork(self) -> "Fork":
+        """A new process that waits to be told what it is to become. Raises ServerError."""
+        with self._turn:
+            self._start()
+            try:
+                return self._ask()
+            except OSError:  # it has died just now, or cannot import
+                self._end()
+            self._start()
+            try:
+                return self._ask()
+            except OSError as exc:
+                raise ServerError(
+                    f"{self._module} cannot be imported; the end of {self._log}:\n{self._tail()}"
+                ) from exc
+
+    def close(self) -> None:
+        """Ends the process; its forks live on."""
+        with self._turn:
+            self._end()
+
+    def _start(self) -> None:
+        if self._process is not None and self._process.is_running:
+            return
+        if self._process is not None:
+            logger.warning("process.ended", extra={"child": f"nursery of {self._module}", "restart_in_s": 0})
+        self._end()
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            given: dict[str, Any] = {"log": self._log, "env": self._env, "stdin": theirs.fileno()}
+            argv = [str(Path(__file__).with_name("forking.py")), self._module]
+            self._process = (
+                ForkedProcess(self._within, argv, **given)
+                if self._within
+                else ChildProcess([sys.executable, "-P", *argv], **given)
+            )
+            self._process.start()
+
+    def _end(self) -> None:
+        if self._control is not None:
+            self._control.close()
+        if self._process is not None:
+            self._process.stop()
+        self._control = self._process = None
+
+    def _ask(self) -> "Fork":
+        if self._control is None:
+            raise ConnectionError("closed")
+        ours, theirs = socket.socketpair()
+        with theirs:
+            socket.send_fds(self._control, [b"f"], [theirs.fileno()])
+        return Fork(ours)
+
+    def _tail(self) -> str:
+        return "" if self._process is None else self._process.log_tail()
+
+
+class Fork:
+    """What `subprocess.Popen` is for a command, as far as `ChildProcess` uses it. Raises OSError when none answers."""
+
+    def __init__(self, told: socket.socket) -> None:
+        self._told = told
+        said, descriptors, _, _ = socket.recv_fds(told, 32, 1)
+        if not said:
+            raise ConnectionError("the nursery has ended")
+        self.pid = int(said)
+        self.returncode: int | None = None
+        self._pidfd = descriptors[0]
+        weakref.finalize(self, os.close, self._pidfd)
+        self._reading = threading.Lock()
+
+    def begin(self, request: Mapping[str, Any], stdin: int | None) -> None:
+        """Tells it what to run, unless it has ended; `stdin` is a descriptor for its standard input, or nothing."""
+        message = json.dumps(request).encode() + b"\n"
+        with suppress(ConnectionError):
+            sent = socket.send_fds(self._told, [message], [] if stdin is None else [stdin])
+            self._told.sendall(message[sent:])
+
+    def poll(self) -> int | None:
+        """The exit status, as `Popen` has it, or None; -SIGKILL where a killed nursery cannot tell it."""
+        return self._await(0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit status; raises `subprocess.TimeoutExpired`."""
+        status = self._await(timeout)
+        if status is None:
+            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0)
+        return status
+
+    def send_signal(self, number: int) -> None:
+        """Sends it, unless the process has ended."""
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, number)
+
+    def _await(self, timeout_s: float | None) -> int | None:
+        if self.returncode is None:
+            poll = select.poll()
+            poll.register(self._pidfd, select.POLLIN)
+            if poll.poll(None if timeout_s is None else timeout_s * 1000):
+                with self._reading:
+                    if self.returncode is None:
+                        self.returncode = self._status()
+        return self.returncode
+
+    def _status(self) -> int:
+        self._told.settimeout(STATUS_TIMEOUT_S)
+        said = b""
+        with self._told, suppress(OSError):
+            said = self._told.recv(32)
+        return int(said or -signal.SIGKILL)
+
+
+class ForkedProcess(ChildProcess):
+    """A `ChildProcess` that a nursery starts: a script in Python, by its absolute path. `env`: else the nursery's."""
+
+    def __init__(
+        self,
+        nursery: Nursery,
+        argv: Sequence[str],
+        *,
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        stdin: int | None = None,
+        grace_s: float = 10.0,
+    ) -> None:
+        super().__init__(argv, log=log, env=env, grace_s=grace_s)
+        self._nursery = nursery
+        self._request = {"argv": list(argv), "log": str(log), "env": self._env}
+        self._input = stdin
+
+    def start(self) -> None:
+        """Starts the command, unless it runs. Raises ServerError when there is none, or its code cannot be loaded."""
+        if self.is_running:
+            return
+        super().start()
+        # Not before it is known to the guard, who ends what of us is left: until then it waits, and not without us.
+        if isinstance(self._child, Fork):
+            self._child.begin(self._request, self._input)
+
+    def _launch(self) -> Running:
+        if not Path(self._argv[0]).is_file():
+            raise ServerError(f"cannot run {self._argv[0]}: {os.strerror(errno.ENOENT)}")
+        return self._nursery.fork()
+
+
+def child_process(
+    argv: Sequence[str],
+    *,
+    log: Path,
+    env: Mapping[str, str] | None = None,
+    grace_s: float = 10.0,
+    nursery: Nursery | None = None,
+) -> ChildProcess:
+    """The command as a process of its own, forked where there is a nursery for it."""
+    if nursery is None:
+        return ChildProcess(argv, log=log, env=env, grace_s=grace_s)
+    return ForkedProcess(nursery, argv, log=log, env=env, grace_s=grace_s)
