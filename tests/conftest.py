@@ -209,7 +209,7 @@ def nurseries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[st
     def nursery_of(module: str) -> Nursery:
         if module not in made:
             log = tmp_path_factory.mktemp("nursery") / "log"
-            made[module] = Nursery(module, log=log, env=env | {"HF_HUB_OFFLINE": "1"})
+            made[module] = Nursery([module], log=log, env=env | {"HF_HUB_OFFLINE": "1"})
         return made[module]
 
     yield nursery_of

@@ -53,7 +53,8 @@ def test_the_environment_is_read_in_settings_only(package: str) -> None:
     if package == "embedder":
         allowed |= {"worker.py"}  # tells the tokenizers library, which reads nothing else
     if package == "darkroom_cli":
-        allowed |= {"local.py", "rabbitmq.py", "postgres.py", "redis.py", "process.py", "forking.py", "main.py"}  # pass it on
+        # These pass it on.
+        allowed |= {"local.py", "rabbitmq.py", "postgres.py", "redis.py", "process.py", "forking.py", "main.py"}
     for path in (PACKAGES[package] / "src").rglob("*.py"):
         if path.name in allowed:
             continue

@@ -62,8 +62,11 @@ class LocalOptions:
         return f"http://{LOOPBACK}:{self.http_port}"
 
 
-COMMON_CODE = "darkroom.worker"
-"""What every service imports: Celery, kombu, pydantic, OpenTelemetry, and what the services share."""
+COMMON_CODE = ("darkroom.worker", "darkroom.telemetry.export", "requests")
+"""Modules that every service imports sooner or later, with Celery, kombu, pydantic and OpenTelemetry."""
+
+THUMBNAILER_CODE = ("thumbnailer.worker",)
+SCHEDULER_CODE = ("scheduler.worker", "psycopg")
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,8 @@ class Service:
     """One process of Darkroom: its command, whether it may reach the database, whether it is a Celery worker.
 
     It is killed `grace_s` seconds after SIGTERM; what it had in hand is then delivered again at the next start. Those
-    that others need to the end are stopped after them. Where processes can be forked, those with the same `code`, a
-    module's name, share the memory that it takes once imported.
+    that others need to the end are stopped after them. Where processes can be forked, those with the same `code`,
+    names of modules, share the memory that it takes once imported.
     """
 
     name: str
@@ -81,7 +84,7 @@ class Service:
     is_worker: bool = True
     grace_s: float = 40.0
     is_needed_to_the_end: bool = False
-    code: str = COMMON_CODE
+    code: tuple[str, ...] = COMMON_CODE
 
 
 # More than a task's hard limit of 30 s for workers: SIGTERM lets them finish what they have in hand.
@@ -95,19 +98,19 @@ SERVICES = (
         grace_s=35.0,  # 20 s for requests in flight, the rest for its threads
         is_needed_to_the_end=True,
     ),
-    Service("thumbnailer", ("darkroom-thumbnailer", "--lane", "interactive"), code="thumbnailer.worker"),
-    Service("thumbnailer-bulk", ("darkroom-thumbnailer", "--lane", "bulk"), code="thumbnailer.worker"),
+    Service("thumbnailer", ("darkroom-thumbnailer", "--lane", "interactive"), code=THUMBNAILER_CODE),
+    Service("thumbnailer-bulk", ("darkroom-thumbnailer", "--lane", "bulk"), code=THUMBNAILER_CODE),
     Service("embedder", ("darkroom-embedder",)),
-    Service("finalize", ("darkroom-scheduler", "finalize"), has_database=True, code="scheduler.worker"),
-    Service("maintenance", ("darkroom-scheduler", "maintenance"), has_database=True, code="scheduler.worker"),
-    Service("callbacks", ("darkroom-scheduler", "callbacks"), has_database=True, code="scheduler.worker"),
+    Service("finalize", ("darkroom-scheduler", "finalize"), has_database=True, code=SCHEDULER_CODE),
+    Service("maintenance", ("darkroom-scheduler", "maintenance"), has_database=True, code=SCHEDULER_CODE),
+    Service("callbacks", ("darkroom-scheduler", "callbacks"), has_database=True, code=SCHEDULER_CODE),
     Service(
         "beat",
         ("darkroom-scheduler", "beat"),
         has_database=True,
         is_worker=False,
         grace_s=10.0,
-        code="scheduler.worker",
+        code=SCHEDULER_CODE,
     ),
 )
 
@@ -259,7 +262,7 @@ def running(options: LocalOptions, steps: Steps) -> Iterator[Supervisor]:
 
 
 @contextmanager
-def _nurseries(options: LocalOptions) -> Iterator[Mapping[str, Nursery]]:
+def _nurseries(options: LocalOptions) -> Iterator[Mapping[tuple[str, ...], Nursery]]:
     """By what they have imported, none of them started; to no one is told what only some of the services may know."""
     if not CAN_FORK:
         yield {}
@@ -351,8 +354,10 @@ def _argv(command: tuple[str, ...]) -> list[str]:
     return [str(Path(sys.executable).with_name(command[0])), *command[1:]]
 
 
-def _migrate(options: LocalOptions, endpoints: Endpoints, log: Path, nurseries: Mapping[str, Nursery]) -> None:
-    service = Service("migrate", ("darkroom-scheduler", "migrate"), has_database=True, code="scheduler.worker")
+def _migrate(
+    options: LocalOptions, endpoints: Endpoints, log: Path, nurseries: Mapping[tuple[str, ...], Nursery]
+) -> None:
+    service = Service("migrate", ("darkroom-scheduler", "migrate"), has_database=True, code=SCHEDULER_CODE)
     argv, env = _argv(service.command), service_environment(service, options, endpoints, os.environ)
     if not Path(argv[0]).exists():
         raise _not_installed(service.command[0], FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))

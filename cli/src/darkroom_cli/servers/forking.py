@@ -1,6 +1,6 @@
-"""The process behind a `Nursery`, on Linux: `python -P forking.py MODULE`.
+"""The process behind a `Nursery`, on Linux: `python -P forking.py MODULE...`.
 
-It imports the module, then forks whenever it is asked to on its standard input, a socket; each request brings the end
+It imports the modules, then forks whenever it is asked to on its standard input, a socket; each request brings the end
 of another socket for the fork alone. Only there the fork reads what it is to become: no command's environment is ever
 in the memory of a nursery, and so in none of what is forked later. It ends when nobody can ask any more.
 """
@@ -22,9 +22,10 @@ STDIN = 0
 CHUNK_BYTES = 65_536
 
 
-def main(module: str) -> None:
+def main(modules: list[str]) -> None:
     """Returns when nobody can ask any more; in a fork, when its command has ended."""
-    importlib.import_module(module)
+    for module in modules:
+        importlib.import_module(module)
     gc.collect()
     gc.freeze()  # the collector of a fork leaves the memory alone that it shares with us
     told = serve()
@@ -112,4 +113,4 @@ def show_as(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1:])

@@ -34,15 +34,17 @@ STATUS_TIMEOUT_S = 5.0
 
 
 class Nursery:
-    """A process that has imported a module, started at the first need, and again when it has died.
+    """A process that has imported some modules, started at the first need, and again when it has died.
 
     Its forks live on when it dies. `env` is its whole environment, in which a fork's own is not seen from outside. One
     `within` another is a fork itself and shares what that one has imported. As a context manager it ends with the
     block, after its forks, please.
     """
 
-    def __init__(self, module: str, *, log: Path, env: Mapping[str, str], within: "Nursery | None" = None) -> None:
-        self._module = module
+    def __init__(
+        self, modules: Sequence[str], *, log: Path, env: Mapping[str, str], within: "Nursery | None" = None
+    ) -> None:
+        self._modules = list(modules)
         self._log = log
         self._env = dict(env)
         self._within = within
@@ -93,12 +95,12 @@ class Nursery:
         if self._process is not None and self._process.is_running:
             return
         if self._process is not None:
-            logger.warning("process.ended", extra={"child": f"nursery of {self._module}", "restart_in_s": 0})
+            logger.warning("process.ended", extra={"child": f"nursery of {self._modules[0]}", "restart_in_s": 0})
         self._end()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             given: dict[str, Any] = {"log": self._log, "env": self._env, "stdin": theirs.fileno()}
-            argv = [str(Path(__file__).with_name("forking.py")), self._module]
+            argv = [str(Path(__file__).with_name("forking.py")), *self._modules]
             self._process = (
                 ForkedProcess(self._within, argv, **given)
                 if self._within
