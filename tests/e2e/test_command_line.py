@@ -9,12 +9,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import eventually
+from process_memory import holds
 
 from darkroom_cli.client import Darkroom
 from darkroom_cli.samples import SAMPLES, draw, write_samples
-from darkroom_cli.servers import release_port, reserve_port
+from darkroom_cli.servers import PostgresServer, release_port, reserve_port
 
 DARKROOM = Path(sys.executable).with_name("darkroom")
 BY_NAME = {sample.filename: sample for sample in SAMPLES}
@@ -247,13 +249,19 @@ def test_the_client_deletes_and_the_search_forgets(url, shapes, tmp_path):
         assert client.ledger()["deleted"] == 1
 
 
-def test_no_process_that_decodes_pictures_can_reach_the_database(url, folder):
-    state = json.loads((folder / "data" / "processes.json").read_text())["processes"]
-    environments = {
-        name: Path(f"/proc/{state[name]['pid']}/environ").read_text()
-        for name in ("thumbnailer", "thumbnailer-bulk", "embedder", "gateway")
-    }
-    assert {name for name, text in environments.items() if "DATABASE" in text or "postgresql" in text} == {"gateway"}
+def test_no_process_that_decodes_pictures_has_the_database_in_its_memory(url, folder):
+    """Nor has a process that one of them was forked from, or could be."""
+    database_url = PostgresServer(folder / "data" / "postgres").url
+    written = json.loads((folder / "data" / "processes.json").read_text())
+    kept = {state["pid"]: name for name, state in written["processes"].items()}
+    holders, others = set(), set()
+    for process in psutil.Process(written["supervisor"]).children(recursive=True):
+        scripts = [Path(word).name for word in process.cmdline() if word.endswith(".py")]
+        names = [kept[each.pid] for each in (process, *process.parents()) if each.pid in kept] + scripts
+        if names[0] not in ("postgres", "redis"):
+            (holders if holds(process.pid, database_url) else others).add(names[0])
+    assert holders == {"gateway", "finalize", "maintenance", "callbacks", "beat"}
+    assert others == {"thumbnailer", "thumbnailer-bulk", "embedder", "forking.py", "guard.py"}
 
 
 def test_a_second_up_on_the_same_folder_is_refused(darkroom, folder, url):

@@ -88,7 +88,7 @@ def test_stopped_or_killed_it_leaves_no_process_and_started_again_it_has_everyth
         uploaded = client.upload([path])
         client.wait([uploaded["batch"]["id"]], timeout_s=120)
     pids = descendants(first.pid)
-    # Nine processes, the guard, and the pools and sessions below them.
+    # Ten processes, the guard, the nurseries, and the pools and sessions below them.
     assert len(pids) > 10
 
     first.send_signal(signal.SIGTERM)
@@ -112,11 +112,15 @@ def test_stopped_or_killed_it_leaves_no_process_and_started_again_it_has_everyth
 
 
 @pytest.mark.timeout(600)
-def test_a_killed_service_is_started_again_and_no_photo_is_lost(folder, port, start_up):
+def test_killed_services_and_nurseries_are_started_again_and_no_photo_is_lost(folder, port, start_up):
     paths = write_samples(folder / "samples", [sample for sample in SAMPLES if sample.size[0] <= 800])
-    start_up()
+    up = start_up()
+    nurseries = [process for process in descendants(up.pid) if "forking.py" in " ".join(process.cmdline())]
+    assert len(nurseries) == 3
     with Darkroom(f"http://127.0.0.1:{port}") as client:
         uploaded = client.upload(paths, lane="bulk")
+        for nursery in nurseries:
+            nursery.kill()
         state = json.loads((folder / "data" / "processes.json").read_text())["processes"]
         for name in ("gateway", "thumbnailer-bulk"):
             os.kill(state[name]["pid"], signal.SIGKILL)

@@ -69,47 +69,49 @@ def serve() -> socket.socket | None:
                 selector.register(pidfd, selectors.EVENT_READ)
 
 
-def introduce(told: socket.socket) -> tuple[dict[str, Any], int] | None:
-    """Tells who we are; returns what we are to become and the standard input for it, None when nobody knows."""
+def introduce(told: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
+    """Tells who we are; returns what to run and where to read and write, None when there is nobody to say so."""
     os.setsid()
     pidfd = os.pidfd_open(os.getpid())
     socket.send_fds(told, [b"%d\n" % os.getpid()], [pidfd])
     os.close(pidfd)
-    request, descriptors = b"", [os.open(os.devnull, os.O_RDONLY)]
+    request, descriptors = b"", []
     while not request.endswith(b"\n"):
-        part, given, _, _ = socket.recv_fds(told, CHUNK_BYTES, 1)
+        part, received, _, _ = socket.recv_fds(told, CHUNK_BYTES, 2)
         if not part:
             return None
         request += part
-        descriptors += given
-    return json.loads(request), descriptors[-1]
+        descriptors += received
+    return json.loads(request), descriptors
 
 
-def become(request: dict[str, Any], stdin: int) -> None:
+def become(request: dict[str, Any], descriptors: list[int]) -> None:
     """Runs a Python script as if this process had been started for it."""
-    argv, log = request["argv"], request["log"]
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    for source, targets in ((stdin, (0,)), (output, (1, 2))):
-        for target in targets:
-            os.dup2(source, target)
-        os.close(source)
+    stdin, output = descriptors
+    for source, target in ((stdin, 0), (output, 1), (output, 2)):
+        os.dup2(source, target)
+    os.close(stdin)
+    os.close(output)
+    argv = request["argv"]
     if request["env"] is not None:
         os.environ.clear()
         os.environ.update(request["env"])
-    show_as([sys.executable, *argv])
+    show_as(argv)
     sys.argv = argv
     sys.path.insert(0, str(Path(argv[0]).parent))
     runpy.run_path(argv[0], run_name="__main__")
 
 
 def show_as(argv: list[str]) -> None:
-    """Lets `ps` and `top` show these words, as far as there is room, where they show those of the nursery."""
-    Path("/proc/self/comm").write_text(Path(argv[1]).name)
+    """Lets `ps` and `top` show this script and its words, without the folders where there is no room for them."""
+    name = Path(argv[0]).name
+    Path("/proc/self/comm").write_text(name)
     # The kernel keeps no copy: fields 48 and 49 of proc_pid_stat(5) say where in our own memory it looks.
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     begin, end = int(fields[45]), int(fields[46])
-    words = b"\0".join(os.fsencode(word) for word in argv)
-    ctypes.memmove(begin, words[: end - begin - 1].ljust(end - begin, b"\0"), end - begin)
+    whole, short = (b"\0".join(map(os.fsencode, words)) for words in ([sys.executable, *argv], [name, *argv[1:]]))
+    shown = whole if len(whole) < end - begin else short[: end - begin - 1]
+    ctypes.memmove(begin, shown.ljust(end - begin, b"\0"), end - begin)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ class Nursery:
                 return self._ask()
             except OSError as exc:
                 raise ServerError(
-                    f"{self._module} cannot be imported; the end of {self._log}:\n{self._tail()}"
+                    f"{', '.join(self._modules)} cannot be imported; the end of {self._log}:\n{self._tail()}"
                 ) from exc
 
     def close(self) -> None:
@@ -141,11 +141,11 @@ class Fork:
         weakref.finalize(self, os.close, self._pidfd)
         self._reading = threading.Lock()
 
-    def begin(self, request: Mapping[str, Any], stdin: int | None) -> None:
-        """Tells it what to run, unless it has ended; `stdin` is a descriptor for its standard input, or nothing."""
-        message = json.dumps(request).encode() + b"\n"
+    def begin(self, argv: Sequence[str], env: Mapping[str, str] | None, stdin: int, output: int) -> None:
+        """Tells it to run a Python script, unless it has ended, with descriptors to read and to write."""
+        message = json.dumps({"argv": list(argv), "env": None if env is None else dict(env)}).encode() + b"\n"
         with suppress(ConnectionError):
-            sent = socket.send_fds(self._told, [message], [] if stdin is None else [stdin])
+            sent = socket.send_fds(self._told, [message], [stdin, output])
             self._told.sendall(message[sent:])
 
     def poll(self) -> int | None:
@@ -195,19 +195,19 @@ class ForkedProcess(ChildProcess):
         stdin: int | None = None,
         grace_s: float = 10.0,
     ) -> None:
-        super().__init__(argv, log=log, env=env, grace_s=grace_s)
+        super().__init__(argv, log=log, env=env, stdin=stdin, grace_s=grace_s)
         self._nursery = nursery
-        self._request = {"argv": list(argv), "log": str(log), "env": self._env}
-        self._input = stdin
 
     def start(self) -> None:
         """Starts the command, unless it runs. Raises ServerError when there is none, or its code cannot be loaded."""
         if self.is_running:
             return
         super().start()
-        # Not before it is known to the guard, who ends what of us is left: until then it waits, and not without us.
+        # Not before the guard knows of it, who ends what we leave behind: until then it waits, and ends when we do.
         if isinstance(self._child, Fork):
-            self._child.begin(self._request, self._input)
+            with Path(os.devnull).open("rb") as nothing, self._log.open("ab") as log:
+                stdin = nothing.fileno() if self._stdin == subprocess.DEVNULL else self._stdin
+                self._child.begin(self._argv, self._env, stdin, log.fileno())
 
     def _launch(self) -> Running:
         if not Path(self._argv[0]).is_file():
