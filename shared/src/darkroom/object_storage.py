@@ -45,7 +45,7 @@ class ObjectWriter:
         self._bytes = 0
         self._is_closed = False
 
-    def write(self, chunk: bytes | bytearray) -> None:
+    def write(self, chunk: bytes | bytearray | memoryview) -> None:
         with _reported(self._key):
             self._file.write(chunk)
         self._bytes += len(chunk)

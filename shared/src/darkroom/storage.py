@@ -28,7 +28,7 @@ class BlobInfo:
 class BlobWriter(Protocol):
     """A blob that is being written and gets its key at the end, when its hash is known."""
 
-    def write(self, chunk: bytes | bytearray) -> None:
+    def write(self, chunk: bytes | bytearray | memoryview) -> None:
         """Appends."""
 
     def sync(self) -> None:
@@ -84,7 +84,7 @@ class FileWriter:
         self._file = self.path.open("xb", buffering=0)
         self._bytes = 0
 
-    def write(self, chunk: bytes | bytearray) -> None:
+    def write(self, chunk: bytes | bytearray | memoryview) -> None:
         view = memoryview(chunk)
         while view:  # a raw write may take less than it was given
             view = view[self._file.write(view) :]
