@@ -18,6 +18,7 @@ from darkroom.settings import TracingSettings
 from gateway.bootstrap import Gateway
 from gateway.grpc.server import listening
 from gateway.rest.app import create_app
+from gateway.rest.protocol import BoundedHttpProtocol
 from gateway.settings import GatewaySettings
 
 ANSWER_S = 2
@@ -60,6 +61,7 @@ def main() -> None:
         app,
         host=settings.http_host,
         port=settings.http_port,
+        http=BoundedHttpProtocol,
         log_config=None,  # ours is in charge
         access_log=False,  # rest/app.py writes one line a request
         server_header=False,

@@ -6,16 +6,17 @@ from fastapi import APIRouter, Body, Response
 
 from darkroom.contracts.messages import ProbeKind
 from gateway.models import ProbeAccepted, ProbeRequest
+from gateway.rest.bodies import JsonRoute
 from gateway.rest.dependencies import FromGateway
 from gateway.rest.problems import answers_with
 
-router = APIRouter(prefix="/v1", tags=["system"])
+router = APIRouter(prefix="/v1", tags=["system"], route_class=JsonRoute)
 
 
 DEFAULTS = ProbeRequest()
 
 
-@router.post("/probes/{kind}", status_code=202, responses=answers_with(400, 429))
+@router.post("/probes/{kind}", status_code=202, responses=answers_with(400, 413, 429))
 async def send_probe(
     gateway: FromGateway, kind: ProbeKind, response: Response, asked: Annotated[ProbeRequest, Body()] = DEFAULTS
 ) -> ProbeAccepted:

@@ -8,10 +8,11 @@ from gateway import library
 from gateway.models import PictureSearch, SearchAnswer, SearchFilter, SearchRequest
 from gateway.problems import read, read_json
 from gateway.receiving import FormLimits
+from gateway.rest.bodies import JsonRoute
 from gateway.rest.dependencies import FromGateway
 from gateway.rest.problems import answers_with
 
-router = APIRouter(prefix="/v1", tags=["search"])
+router = APIRouter(prefix="/v1", tags=["search"], route_class=JsonRoute)
 
 _PICTURE_FORM = {
     "requestBody": {
@@ -38,7 +39,7 @@ _PICTURE_FORM = {
 }
 
 
-@router.post("/search", responses=answers_with(400, 404, 409))
+@router.post("/search", responses=answers_with(400, 404, 409, 413))
 async def search(gateway: FromGateway, query: SearchRequest) -> SearchAnswer:
     """The ready images nearest to a text or to a stored image, which is not among them."""
     return await library.search(gateway.search, query)
