@@ -11,9 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from hostile_corpus import READY
-from PIL import Image
+from PIL import Image, ImageChops
 
 from thumbnailer import ceilings, decoding, describing, rendering
 from thumbnailer.decoding import Limits
@@ -115,5 +114,6 @@ def levels_apart(one: Image.Image, other: Image.Image) -> int:
     """The largest difference of a channel; 255 where the sizes differ."""
     if one.size != other.size:
         return 255
-    pixels = (np.asarray(image.convert("RGBA"), np.int16) for image in (one, other))
-    return int(np.abs(np.subtract(*pixels)).max())
+    mode = "RGB" if one.mode == other.mode == "RGB" else "RGBA"
+    difference = ImageChops.difference(*(image.convert(mode) for image in (one, other)))
+    return max(high for _, high in difference.getextrema())

@@ -467,8 +467,11 @@ def _absurd_sizes() -> Iterator[Hostile]:
             f"{name} of 2^32 - 1 pixels a side", lambda name=name: saying_extent(name, 2**32 - 1), long | DAMAGED
         )
         yield Hostile(f"{name} of 30,000 pixels a side", lambda name=name: saying_extent(name, 30_000), large | DAMAGED)
-    for width, height in ((65_500, 1), (1, 65_500)):
-        for name in ("PNG", "JPEG", "TIFF", "BMP", "GIF"):
+    yield Hostile("JPEG of 65,535 x 8", lambda: jpeg_saying(65_535, 8), long)
+    longest = {(65_500, 1): ("JPEG",), (1, 65_500): ("JPEG",), (65_500, 384): ("JPEG",), (384, 65_500): ("JPEG",)}
+    longest |= {(65_535, 1): ("PNG", "TIFF", "BMP", "GIF"), (1, 65_535): ("PNG", "TIFF", "BMP", "GIF")}
+    for (width, height), names in longest.items():
+        for name in names:
             yield Hostile(
                 f"{name} of {width} x {height}",
                 lambda name=name, width=width, height=height: flat_of(name, width, height),

@@ -2,6 +2,9 @@
 
 import io
 import resource
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -38,20 +41,50 @@ def test_pixels_equal_those_of_transformers(processor, size):
     np.testing.assert_array_equal(pixels, expected)
 
 
-@pytest.mark.parametrize("size", [(65_500, 1), (1, 65_500), (16_000, 384)])
+@pytest.mark.parametrize("size", [(1, 1), (65_500, 1), (1, 65_500), (16_000, 384), (65_500, 384), (384, 65_500)])
 def test_a_very_long_picture_takes_no_more_memory_than_it_has_pixels(processor, size):
-    """Scaled as a whole, as transformers does it, the first two become 10 GB, and the embedder is gone."""
-    file = io.BytesIO()
-    Image.new("RGB", size, (200, 100, 50)).save(file, "JPEG", quality=95)
-    preprocessing = Preprocessing.of(processor)
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (private_bytes() + 100_000_000, hard))
-    try:
-        pixels = preprocessing.pixels(file.getvalue())
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+    """Scaled as a whole, as transformers does it, some become 10 GB, and the embedder is gone."""
+    preprocessing, proxy = Preprocessing.of(processor), flat_proxy(*size)
+    with at_most(50_000_000 + 4 * size[0] * size[1]):
+        pixels = preprocessing.pixels(proxy)
     assert pixels.shape == (3, *preprocessing.size)
     assert (np.ptp(pixels, axis=(1, 2)) == 0).all()
+
+
+def test_a_batch_of_the_longest_pictures_takes_no_more_memory_than_one():
+    """Four helpers at once would take 0.8 GB."""
+    preprocessing, proxy = Preprocessing.of(AutoImageProcessor.from_pretrained(BUNDLED_FOLDER)), flat_proxy(65_500, 384)
+    with ThreadPoolExecutor(4) as helpers:
+        list(helpers.map(lambda _: preprocessing.pixels(flat_proxy(64, 64)), range(16)))  # have their stacks
+        with at_most(200_000_000):
+            several = list(helpers.map(preprocessing.pixels, [proxy] * 4))
+    assert len(several) == 4
+
+
+@pytest.mark.parametrize("short_side", [29, 232, 384])
+def test_a_long_picture_is_looked_at_up_to_its_edge_and_not_beyond(short_side):
+    """232 / 224 * 224 is more than 232 to a computer, and Pillow refuses what lies outside of a picture."""
+    of_clip = Preprocessing(224, (224, 224), Image.Resampling.BICUBIC, 1 / 255, (0.5,) * 3, (0.5,) * 3)
+    for size in ((20_000, short_side), (short_side, 20_000)):
+        assert (np.ptp(of_clip.pixels(flat_proxy(*size)), axis=(1, 2)) == 0).all()
+
+
+def flat_proxy(width: int, height: int) -> bytes:
+    """A proxy as the thumbnailer encodes it."""
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), (200, 100, 50)).save(file, "JPEG", quality=95, subsampling="4:4:4")
+    return file.getvalue()
+
+
+@contextmanager
+def at_most(more_bytes: int) -> Iterator[None]:
+    """A ceiling for what this process may have beside what it has."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (private_bytes() + more_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def private_bytes() -> int:

@@ -47,6 +47,9 @@ Image.MAX_IMAGE_PIXELS = None
 LONG_SIDE = 1600
 SHORT_SIDE = 384
 
+# The longest that libjpeg reads and writes, though the format could hold 65,535.
+JPEG_SIDE = 65_500
+
 # The largest ICC profiles in use, for four-colour printing, have 2 to 3 MB; a larger one is not worth parsing.
 PROFILE_BYTES = 8 * 1024 * 1024
 
@@ -90,7 +93,7 @@ class Limits:
     file_bytes: int = 256 * 1024 * 1024
     # 12,000 x 9,000, a common phone's full resolution, is 108 MP; a decoder holds 4 bytes for each of them.
     pixels: int = 120_000_000
-    # The longest side that a JPEG can have.
+    # Of other formats than JPEG, of which libjpeg reads no longer ones than JPEG_SIDE.
     side_px: int = 65_535
     # An animation of 100 s at 50 frames a second.
     frames: int = 5_000
@@ -210,6 +213,8 @@ def _open(data: bytes, limits: Limits) -> tuple[Header, Image.Image, Image.Exif]
             tags = image.tag_v2
             _check_size(tags.get(TiffImagePlugin.TILEWIDTH, 1), tags.get(TiffImagePlugin.TILELENGTH, 1), limits)
     _check_size(width, height, limits)
+    if name == "JPEG" and max(width, height) > JPEG_SIDE:
+        raise problems.side_too_long(width, height, JPEG_SIDE)
     if frames > limits.frames:
         raise problems.too_many_frames(frames, limits.frames)
     if container.scans > limits.scans:

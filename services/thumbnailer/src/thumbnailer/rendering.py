@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from darkroom.contracts.base import OutputFormat, ThumbnailSize
-from thumbnailer.decoding import LONG_SIDE, SHORT_SIDE, Photo, fit
+from thumbnailer.decoding import JPEG_SIDE, LONG_SIDE, SHORT_SIDE, Photo, fit
 from thumbnailer.resampling import resample
 
 MEDIUM_SIDE = ThumbnailSize.MEDIUM.max_side_px
@@ -47,7 +47,8 @@ def render_proxy(photo: Photo) -> Rendition:
     So `medium` and `small` of a picture with alpha are made from `large` (`thumbnail_source`): going through a second,
     lossless proxy would keep a whole copy for the few pictures that have alpha.
     """
-    image = flatten(resample(photo.image, fit(photo.width, photo.height, MEDIUM_SIDE, SHORT_SIDE)))
+    size = fit(photo.width, photo.height, MEDIUM_SIDE, SHORT_SIDE)
+    image = flatten(resample(photo.image, fit(*size, JPEG_SIDE)))
     data = _saved(image, "JPEG", quality=95, subsampling="4:4:4")
     return Rendition(data, *image.size, OutputFormat.JPEG.media_type, has_alpha=False)
 
@@ -58,7 +59,7 @@ def thumbnail_source(proxy: bytes, large: bytes) -> Image.Image:
     Both must be what this module rendered; only their headers are read to choose. Mode RGB or RGBA.
     """
     image = _reopened(large)
-    return image.convert("RGBA") if image.has_transparency_data else _reopened(proxy).convert("RGB")
+    return image.convert("RGBA") if image.has_transparency_data else _rgb(_reopened(proxy))
 
 
 def render_medium(source: Image.Image, output: OutputFormat = OutputFormat.WEBP) -> Rendition:
@@ -76,10 +77,16 @@ def render_small(source: Image.Image, output: OutputFormat = OutputFormat.WEBP) 
 def flatten(image: Image.Image) -> Image.Image:
     """The picture on white where it is transparent; mode RGB."""
     if image.mode != "RGBA":
-        return image.convert("RGB")
+        return _rgb(image)
     white = Image.new("RGB", image.size, "white")
     white.paste(image, mask=image.getchannel("A"))
     return white
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """The picture in mode RGB, decoded; itself where it is, for a copy of the longest takes 100 MB."""
+    image.load()
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _reopened(data: bytes) -> Image.Image:
