@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -14,7 +14,10 @@ from PIL import Image
 
 from darkroom_cli.servers import ChildProcess, reserve_port
 
-pytestmark = pytest.mark.parametrize("broker_url", ["rabbitmq"], indirect=True)
+pytestmark = [
+    pytest.mark.parametrize("broker_url", ["rabbitmq"], indirect=True),
+    pytest.mark.timeout(600),  # of a machine that may be busy with something else
+]
 
 LOSSY_LEVELS = 12
 """The mean of 8 x 8 pixels in a WebP of quality 83 is nearer than that; in rows that are missing, it is not."""
@@ -27,36 +30,56 @@ def chosen() -> list[Hostile]:
     return [*cuts.values(), *others[::3]]
 
 
+@dataclass(frozen=True)
+class Stack:
+    """A gateway with every process behind it that one photo needs. Nothing starts one again that has ended."""
+
+    url: str
+    processes: dict[str, ChildProcess]
+
+    def check(self) -> None:
+        """Fails with the name and the last words of a process that has ended."""
+        for name, process in self.processes.items():
+            if not process.is_running:
+                pytest.fail(f"the {name} ended with {process.exit_status}:\n{process.log_tail(60)}")
+
+    def eventually(self, check: Callable[[], bool], within_s: float) -> None:
+        """Waits for the check, as long as every process runs."""
+
+        def check_all() -> bool:
+            self.check()
+            return check()
+
+        eventually(check_all, within_s=within_s, every_s=0.2)
+
+
 @pytest.fixture
-def url(spawn: Callable[..., ChildProcess], tmp_path: Path) -> Iterator[str]:
-    """The address of a gateway, with every process behind it that one photo needs."""
+def stack(spawn: Callable[..., ChildProcess]) -> Iterator[Stack]:
     port = reserve_port()
-    running = [
-        spawn("darkroom-gateway", DARKROOM_HTTP_PORT=str(port)),
-        spawn(
-            "darkroom-thumbnailer",
-            DARKROOM_WORKER_CONCURRENCY="2",
-            DARKROOM_DECODE_MEMORY_BYTES=str(MEMORY_BYTES),
-            DARKROOM_MAX_FRAMES="1000",
-        ),
-        spawn("darkroom-embedder"),
-        spawn("darkroom-scheduler", "finalize"),
-    ]
-    url = f"http://127.0.0.1:{port}"
+    bounds = {"DARKROOM_DECODE_MEMORY_BYTES": str(MEMORY_BYTES), "DARKROOM_MAX_FRAMES": "1000"}
+    stack = Stack(
+        f"http://127.0.0.1:{port}",
+        {
+            "gateway": spawn("darkroom-gateway", DARKROOM_HTTP_PORT=str(port)),
+            "thumbnailer": spawn("darkroom-thumbnailer", DARKROOM_WORKER_CONCURRENCY="2", **bounds),
+            "embedder": spawn("darkroom-embedder"),
+            "finalize": spawn("darkroom-scheduler", "finalize"),
+        },
+    )
 
     def is_ready() -> bool:
         try:
-            return bool(httpx.get(f"{url}/readyz").raise_for_status().json()["photo_ready"])
+            return bool(httpx.get(f"{stack.url}/readyz").raise_for_status().json()["photo_ready"])
         except httpx.HTTPError:
             return False
 
-    eventually(is_ready, within_s=90)
-    yield url
-    assert all(process.is_running for process in running)
+    stack.eventually(is_ready, within_s=180)
+    yield stack
+    stack.check()
 
 
-def test_every_hostile_upload_is_refused_or_fails_with_its_cause_or_shows_the_right_pixels(url: str) -> None:
-    with httpx.Client(base_url=url, timeout=60) as http:
+def test_every_hostile_upload_is_refused_or_fails_with_its_cause_or_shows_the_right_pixels(stack: Stack) -> None:
+    with httpx.Client(base_url=stack.url, timeout=60) as http:
         accepted: dict[str, Hostile] = {}
         for hostile in chosen():
             answer = http.post("/v1/images", files={"file": (hostile.name[:200], hostile.make())})
@@ -67,7 +90,7 @@ def test_every_hostile_upload_is_refused_or_fails_with_its_cause_or_shows_the_ri
                 accepted[answer.json()["images"][0]["id"]] = hostile
         assert len(accepted) > 50
 
-        eventually(lambda: http.get("/v1/ledger").json()["in_flight"] == 0, within_s=150)
+        stack.eventually(lambda: http.get("/v1/ledger").json()["in_flight"] == 0, within_s=300)
 
         for image_id, hostile in accepted.items():
             image = http.get(f"/v1/images/{image_id}").raise_for_status().json()

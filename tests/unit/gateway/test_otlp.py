@@ -2,13 +2,16 @@
 
 import gzip
 import json
+import zlib
+from collections.abc import Iterator
 from uuid import UUID
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 from photo_spans import Recorder, call, span_id, trace_id, work
 
-from gateway.otlp import MalformedExportError, TooLargeError, inflate, rows_of, spans_of
+from gateway.otlp import SHOWN_BYTES, SHOWN_SPANS, MalformedExportError, TooLargeError, inflate, rows_of, spans_of
 
 SHA = "a" * 64
 
@@ -42,7 +45,8 @@ def test_a_span_that_was_sent_twice_is_there_once() -> None:
     spans = Recorder()
     call(spans)
     payloads = [row.payload for export in spans.exports() * 2 for row in rows_of(export)[0]]
-    assert len(spans_of(payloads)) == 3
+    spans_in_them, is_whole = spans_of(payloads)
+    assert (len(spans_in_them), is_whole) == (3, True)
 
 
 def test_spans_without_valid_ids_are_counted_and_left_out() -> None:
@@ -54,6 +58,50 @@ def test_spans_without_valid_ids_are_counted_and_left_out() -> None:
     sent[1].span_id = b"short"
     rows, rejected = rows_of(request.SerializeToString())
     assert ([row.spans for row in rows], rejected) == ([1], 2)
+
+
+def test_what_many_traces_share_is_not_copied_without_end() -> None:
+    """1 MB of attributes and 2,000 spans, each of a trace of its own, took 2 GB."""
+    request = ExportTraceServiceRequest()
+    resource = request.resource_spans.add()
+    resource.resource.attributes.add(key="padding").value.string_value = "x" * 100_000
+    scope = resource.scope_spans.add()
+    for number in range(1, 201):
+        scope.spans.add(trace_id=number.to_bytes(16, "big"), span_id=bytes([1] * 8))
+    with pytest.raises(TooLargeError):
+        rows_of(request.SerializeToString())
+    del scope.spans[100:]
+    assert len(rows_of(request.SerializeToString())[0]) == 100
+
+
+def test_what_unpacks_to_more_than_an_answer_may_hold_is_cut() -> None:
+    """4 MiB of such rows took 4 GB."""
+    data = TracesData()
+    spans = data.resource_spans.add().scope_spans.add().spans
+    spans.add(trace_id=bytes([1] * 16), span_id=bytes([1] * 8), name="x" * (SHOWN_BYTES // 3))
+    payload = zlib.compress(data.SerializeToString())
+    assert len(payload) < 50_000
+    taken = []
+
+    def payloads() -> Iterator[bytes]:
+        for number in range(100):
+            taken.append(number)
+            yield payload
+
+    found, is_whole = spans_of(payloads())
+    assert (len(found), len(taken), is_whole) == (1, 3, False)
+    assert spans_of([payload])[1]
+
+
+def test_no_more_spans_are_shown_than_may_be() -> None:
+    data = TracesData()
+    spans = data.resource_spans.add().scope_spans.add().spans
+    for number in range(1, SHOWN_SPANS + 2):
+        spans.add(trace_id=bytes([1] * 16), span_id=number.to_bytes(8, "big"))
+    for more in (True, False):
+        found, is_whole = spans_of([zlib.compress(data.SerializeToString())])
+        assert (len(found), is_whole) == (SHOWN_SPANS, not more)
+        del spans[SHOWN_SPANS:]
 
 
 @pytest.mark.parametrize("junk", [b"junk", b'{"resourceSpans": []}', b"\xff" * 100])
@@ -82,7 +130,7 @@ def test_every_kind_of_attribute_can_be_shown_as_json() -> None:
     for key, value in values.items():
         attributes.add(key=key, value=value)
     payloads = [row.payload for row in rows_of(request.SerializeToString())[0]]
-    shown = next(span.attributes for span in spans_of(payloads) if span.attributes)
+    shown = next(span.attributes for span in spans_of(payloads)[0] if span.attributes)
     assert json.loads(json.dumps(shown, allow_nan=False)) == {
         "text": "ü",
         "truth": True,

@@ -93,6 +93,8 @@ def test_jitter_only_lengthens_a_wait_and_seconds_stay_whole() -> None:
         ("1.5", 0),
         ("soon", 0),
         ("", 0),
+        ("Mon, 01 Jan 99999999999999999999 00:00:00 GMT", 0),
+        ("Mon, 04 May 2026 12:00:00 +99999999999999999999", 0),
         ("Mon, 04 May 2026 12:05:00 GMT", 300),
         ("Mon, 04 May 2026 11:00:00 GMT", 0),
         ("Mon, 04 May 2027 12:00:00 GMT", 86_400),

@@ -62,18 +62,19 @@ async def trace_of(engine: AsyncEngine, settings: GatewaySettings, image_id: UUI
     async with engine.connect() as connection:
         found = await connection.run_sync(_read, row)
     # In threads, as are the parts of an upload that compute: a large trace must not hold up anybody's request.
-    spans = await run_sync(_spans_by_trace, found.payloads)
+    spans, is_shown_whole = await run_sync(_spans_by_trace, found.payloads)
     linked_ids = {link for own in spans.values() for link in links_of(own, row.sha256)} - spans.keys()
-    linked, is_linked_whole = list[Span](), True
+    linked, is_linked_whole, is_linked_shown = list[Span](), True, True
     if linked_ids:
         wanted = [UUID(each) for each in sorted(linked_ids)[:MAX_LINKED]]
         async with engine.connect() as connection:
             payloads, is_linked_whole = await connection.run_sync(traces.read_rows, wanted, MAX_BYTES)
-        linked = await run_sync(spans_of, payloads)
+        linked, is_linked_shown = await run_sync(spans_of, payloads)
     answer = await run_sync(_view, row, found, spans, linked, time.time_ns())
     if not answer.traces:
         raise _nothing(row, found, timedelta(hours=settings.trace_retention_h))
-    is_cut = not (found.is_whole and is_linked_whole) or len(linked_ids) > MAX_LINKED
+    is_whole = all((found.is_whole, is_shown_whole, is_linked_whole, is_linked_shown))
+    is_cut = not is_whole or len(linked_ids) > MAX_LINKED
     return answer.model_copy(update={"is_cut": is_cut})
 
 
@@ -86,11 +87,12 @@ def _read(connection: Connection, row: Row[Any]) -> _Found:
     return _Found(row.trace_id, original, is_sampled, upkeep.database_now(connection), payloads, is_whole)
 
 
-def _spans_by_trace(payloads: Sequence[bytes]) -> dict[str, list[Span]]:
+def _spans_by_trace(payloads: Sequence[bytes]) -> tuple[dict[str, list[Span]], bool]:
     by_trace: dict[str, list[Span]] = {}
-    for span in spans_of(payloads):
+    spans, is_whole = spans_of(payloads)
+    for span in spans:
         by_trace.setdefault(span.trace_id, []).append(span)
-    return by_trace
+    return by_trace, is_whole
 
 
 def _view(

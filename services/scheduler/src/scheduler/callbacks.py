@@ -95,7 +95,7 @@ def retry_after_s(header: str | None, now: datetime) -> int:
         return min(int(header[:10]), LONGEST_RETRY_AFTER_S)
     try:
         moment = parsedate_to_datetime(header)
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0
     wanted = (moment.replace(tzinfo=moment.tzinfo or UTC) - now).total_seconds()
     return round(min(max(wanted, 0), LONGEST_RETRY_AFTER_S))
