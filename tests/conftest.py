@@ -30,7 +30,7 @@ from darkroom_cli.servers import ChildProcess, ForkedProcess, Nursery, PostgresS
 ResultT = TypeVar("ResultT")
 
 
-def eventually(check: Callable[[], ResultT], *, within_s: float = 30, every_s: float = 0.05) -> ResultT:
+def eventually(check: Callable[[], ResultT], *, within_s: float = 60, every_s: float = 0.05) -> ResultT:
     """The first true answer of `check`; fails when there is none before the deadline."""
     deadline = time.monotonic() + within_s
     while True:

@@ -89,7 +89,7 @@ class Clients:
     def _over_grpc(self, gateway: Gateway, content: bytes, key: str, number: int) -> str:
         metadata = pb.UploadMetadata(filename=f"{number}.png", idempotency_key=key)
         messages = [pb.UploadImageRequest(metadata=metadata), pb.UploadImageRequest(chunk=content)]
-        return str(DarkroomStub(gateway.channel).UploadImage(iter(messages), timeout=30).image.id)
+        return str(DarkroomStub(gateway.channel).UploadImage(iter(messages), timeout=120).image.id)
 
     def in_flight(self) -> int:
         """Photos that were accepted and are not finished, as a gateway that answers says."""

@@ -207,7 +207,7 @@ def test_what_cannot_be_told_is_gone(serve: Serve, engine: Engine, last_id: str)
         table.stamp_events(connection, list(range(1, 11)))
         assert upkeep.forget_events(connection, upkeep.database_now(connection)) == 10
     gateway = serve()  # one that has not seen them itself
-    answer = gateway.http.get("/v1/events", headers={"Last-Event-ID": last_id}, timeout=10)
+    answer = gateway.http.get("/v1/events", headers={"Last-Event-ID": last_id}, timeout=60)
     assert (answer.status_code, answer.headers["content-type"]) == (410, "application/problem+json")
     problem = answer.json()
     assert problem["type"].endswith("/events-expired")

@@ -85,7 +85,7 @@ def test_uploads_cancelled_while_they_are_written_leave_nothing(gateway: Served,
                 yield request
 
         call = stub.UploadImage.future(requests())
-        assert begun.wait(30)
+        assert begun.wait(60)
         call.cancel()
     eventually(lambda: not files(gateway))
     assert stub.GetLedger(pb.GetLedgerRequest()).accepted == 0
@@ -180,7 +180,7 @@ def test_reflection_tells_the_whole_interface(channel: grpc.Channel) -> None:
 
 def test_every_call_of_the_proto_is_served(channel: grpc.Channel) -> None:
     for method in pb.DESCRIPTOR.services_by_name["Darkroom"].methods:
-        call = channel.stream_stream(f"/{SERVICE}/{method.name}")(iter([b""]), timeout=10)
+        call = channel.stream_stream(f"/{SERVICE}/{method.name}")(iter([b""]), timeout=60)
         with suppress(grpc.RpcError):
             list(call)
         assert call.code() is not grpc.StatusCode.UNIMPLEMENTED, method.name

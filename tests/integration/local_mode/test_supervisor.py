@@ -148,7 +148,7 @@ def test_a_signal_stops_everything_and_ends_the_wait(
 ) -> None:
     pids = pids_of_at_least(4, owner.pid)
     owner.send_signal(number)
-    said, _ = owner.communicate(timeout=30)
+    said, _ = owner.communicate(timeout=90)
     assert said == "down\n"
     assert owner.returncode == 0
     eventually(lambda: not living(pids))

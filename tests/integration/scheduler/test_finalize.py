@@ -82,14 +82,14 @@ def test_two_that_finish_one_photo_at_once_do_not_wait_for_each_other(
     barrier, changed = threading.Barrier(4), []
 
     def run() -> None:
-        barrier.wait(10)
+        barrier.wait(60)
         changed.append(finish(engine, store, finalize_message(photo.sha256), results))
 
     threads = [threading.Thread(target=run) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert sorted(changed) == [False, False, False, True]
     assert events_of(engine, photo).count("image.ready") == 1
 
@@ -200,7 +200,7 @@ def test_a_finish_and_a_backfill_of_one_photo_do_not_wait_in_a_ring(
             waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
             eventually(lambda: other.scalar(waiting))
         assert vectors.store_vector(connection, MODEL, photo.sha256, [1, 0, 0, 0])
-    backfill.join(30)
+    backfill.join(60)
     assert not backfill.is_alive()
     with engine.connect() as connection:
         assert vectors.vector_of_image(connection, MODEL, photo.image_id) != [1, 0, 0, 0]  # the later one

@@ -85,7 +85,7 @@ def test_what_no_fence_waits_for_is_sent_again_and_the_dispatcher_woken(
         ticks(engine, app, 3)
         assert original_of(engine, photo.sha256).dispatched_at is not None  # two stages are behind it, not three
         assert ticks(engine, app, 1)[0].startswith("sent again: 1 interactive, 0 bulk")
-        assert [heard.channel for heard in listener.notifies(timeout=5, stop_after=1)] == ["darkroom_dispatch"]
+        assert [heard.channel for heard in listener.notifies(timeout=60, stop_after=1)] == ["darkroom_dispatch"]
     original = original_of(engine, photo.sha256)
     assert (original.dispatched_at, original.losses) == (None, 1)
     assert dispatch_all(engine) == {photo.sha256: 2}

@@ -80,7 +80,7 @@ class Held:
 
     def delete(self, key: str) -> None:
         self.reached.set()
-        if not self.go_on.wait(30):
+        if not self.go_on.wait(60):
             raise TimeoutError("nobody let the delete go on")
         self._store.delete(key)
 
@@ -148,7 +148,7 @@ def test_an_upload_that_comes_first_keeps_the_blobs(engine: Engine, store: FileS
         while sweeper.is_alive() and not waits_for_a_lock(engine):
             time.sleep(0.01)
         uploads.accept(connection, again, known)
-    sweeper.join(30)
+    sweeper.join(60)
     assert answers == [False]
     assert len(blobs(store)) == 8
     assert original_of(engine, photo.sha256).status == "accepted"
@@ -159,13 +159,13 @@ def test_an_upload_that_comes_second_writes_its_own_blob(engine: Engine, store: 
     delete(engine, photo)
     held = Held(store)
     sweeper, swept = start(lambda: sweep_unreferenced(engine, held, 0))
-    assert held.reached.wait(30)
+    assert held.reached.wait(60)
     uploader, uploaded = start(lambda: upload(engine, store, "a red star"))
     while uploader.is_alive() and not waits_for_a_lock(engine):
         time.sleep(0.01)
     held.go_on.set()
-    sweeper.join(30)
-    uploader.join(30)
+    sweeper.join(60)
+    uploader.join(60)
     assert swept == [1]
     assert blobs(store) == {keys.original_key(photo.sha256)}
     assert state_of(engine, uploaded[0]) == "in_flight"
@@ -192,13 +192,13 @@ def test_an_upload_during_an_orphan_sweep_writes_its_own_blob(engine: Engine, st
     age(store, 2 * DAY_S, keys.original_key(photo.sha256))
     held = Held(store)
     sweeper, swept = start(lambda: sweep_orphans(engine, held, time.time() - DAY_S))
-    assert held.reached.wait(30)
+    assert held.reached.wait(60)
     uploader, _ = start(lambda: upload(engine, store, "orphan"))
     while uploader.is_alive() and not waits_for_a_lock(engine):
         time.sleep(0.01)
     held.go_on.set()
-    sweeper.join(30)
-    uploader.join(30)
+    sweeper.join(60)
+    uploader.join(60)
     assert swept == [1]
     assert store.exists(keys.original_key(photo.sha256))
     assert original_of(engine, photo.sha256).status == "accepted"

@@ -65,4 +65,4 @@ def test_what_redis_hands_out_to_a_worker_that_stops_goes_back_to_its_queue(redi
         HandBack(None).stop(SimpleNamespace(task_consumer=consumer, connection=connection))
 
         connection.close()
-        assert publisher.SimpleQueue(queue).get(timeout=5).payload == {"n": 1}
+        assert publisher.SimpleQueue(queue).get(timeout=60).payload == {"n": 1}

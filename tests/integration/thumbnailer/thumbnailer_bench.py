@@ -102,7 +102,10 @@ class Bench:
     def ready(self) -> None:
         """Returns when every thumbnailer that was started consumes."""
         for number, worker in enumerate(self.workers):
-            eventually(lambda number=number, worker=worker: self.heartbeat(number).exists() or not worker.is_running)
+            heartbeat = self.heartbeat(number)
+            eventually(
+                lambda heartbeat=heartbeat, worker=worker: heartbeat.exists() or not worker.is_running, within_s=120
+            )
             assert self.heartbeat(number).exists(), worker.log_tail()
 
     def stop(self) -> None:
@@ -152,14 +155,14 @@ class Bench:
     def state(self, task_id: str) -> str:
         return str(self.meta(task_id)["status"])
 
-    def answer(self, task_id: str, within_s: float = 40) -> Any:
+    def answer(self, task_id: str, within_s: float = 90) -> Any:
         """What a task returned; fails if it did not."""
         eventually(lambda: self.state(task_id) in ("SUCCESS", "FAILURE"), within_s=within_s)
         meta = self.meta(task_id)
         assert meta["status"] == "SUCCESS", meta
         return meta["result"]
 
-    def ends_as(self, task_id: str, within_s: float = 40) -> tuple[str, str]:
+    def ends_as(self, task_id: str, within_s: float = 90) -> tuple[str, str]:
         """How a task ended, and the name of its error's class."""
         eventually(lambda: self.state(task_id) in ("SUCCESS", "FAILURE"), within_s=within_s)
         meta = self.meta(task_id)
