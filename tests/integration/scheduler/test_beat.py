@@ -4,10 +4,11 @@ import json
 import os
 import signal
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from celery import Celery
 from conftest import eventually
 from redis import Redis
 from scheduler_photos import run_sql
@@ -41,6 +42,12 @@ def events_in(child: ChildProcess) -> list[str]:
 def leads(child: ChildProcess) -> bool:
     """Whether a beat process is or was the leader."""
     return "beat.leading" in events_in(child)
+
+
+def stop_the_clock(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No job is due again while a test looks, however slow it is."""
+    now = datetime.now(UTC)
+    monkeypatch.setattr(app, "now", lambda: now)
 
 
 def messages_in(redis: Redis, queue: str) -> list[str]:
@@ -119,9 +126,15 @@ def test_jobs_stay_due_while_the_broker_is_away(spawn: Spawn, engine: Engine, tm
 
 @on_redis
 def test_a_restart_sends_no_job_twice_and_a_missed_one_once(
-    database_url: str, redis_url: str, broker_url: str, engine: Engine, tmp_path: Path
+    database_url: str,
+    redis_url: str,
+    broker_url: str,
+    engine: Engine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     app = create_app("beat", BrokerSettings(broker_url=broker_url, result_url=redis_url), TaskSettings())
+    stop_the_clock(app, monkeypatch)
     bound_publishing(app)
     redis, heartbeat = Redis.from_url(redis_url), tmp_path / "heartbeat"
 
@@ -151,9 +164,10 @@ def test_a_restart_sends_no_job_twice_and_a_missed_one_once(
 
 @on_redis
 def test_one_scheduler_leads_and_the_lock_goes_with_its_session(
-    database_url: str, redis_url: str, broker_url: str, engine: Engine
+    database_url: str, redis_url: str, broker_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = create_app("beat", BrokerSettings(broker_url=broker_url, result_url=redis_url), TaskSettings())
+    stop_the_clock(app, monkeypatch)
     bound_publishing(app)
     first, second = (LeaderScheduler(app, engine, None) for _ in range(2))
     first.tick()
