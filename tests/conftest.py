@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
@@ -238,13 +238,14 @@ def spawn(
             if module
             else ChildProcess(argv, log=log, env=env, grace_s=40)
         )
+        ending.callback(child.stop)
         child.start()
         started.append((child, log))
         return child
 
-    yield start
-    for child, log in reversed(started):
-        child.stop()
+    with ExitStack() as ending:  # when one does not end in time, the others are ended all the same
+        yield start
+    for _, log in reversed(started):
         with suppress(FileNotFoundError):
             print(f"--- {log.name}\n{log.read_text()[-20_000:]}")
 

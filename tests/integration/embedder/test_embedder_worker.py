@@ -87,7 +87,9 @@ def start_worker(spawn, tmp_path):
     def start(**settings: str) -> Worker:
         folder = tmp_path / "switches"
         folder.mkdir()
-        settings |= {"EMBEDDER_TEST_FOLDER": str(folder), "DARKROOM_MODEL_THREADS": "1"}
+        # A model that a test has stopped does not hang, however long the machine takes to do the rest.
+        patient = {"DARKROOM_TASK_HARD_LIMIT_S": "300"}
+        settings = patient | settings | {"EMBEDDER_TEST_FOLDER": str(folder), "DARKROOM_MODEL_THREADS": "1"}
         worker = Worker(lambda: spawn(str(SCRIPT), **settings), tmp_path / "0-embedder_with_faults.log", folder)
         worker.wait_until_ready()
         return worker

@@ -133,7 +133,7 @@ def test_commands_stop_at_the_same_time(tmp_path: Path) -> None:
 def test_a_process_that_ignores_sigterm_is_killed_after_its_grace_with_its_children(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     with Supervisor(tmp_path / "data") as supervisor:
-        supervisor.run("stubborn", ["sh", "-c", f"trap '' TERM; sleep 600 & touch {ready}; wait"], grace_s=0.2)
+        supervisor.run("stubborn", ["sh", "-c", f"trap '' TERM; sleep 600 & : > {ready}; wait"], grace_s=0.2)
         eventually(ready.exists)
         pid = pid_of(supervisor, "stubborn")
         assert pid is not None

@@ -135,11 +135,13 @@ class ChildProcess:
         child = self._child
         if child is None:
             return
-        if self.is_running:
-            child.send_signal(self._stop_signal)
-            with suppress(subprocess.TimeoutExpired):
-                child.wait(self._grace_s if grace_s is None else grace_s)
-        self._end_group()
+        try:
+            if self.is_running:
+                child.send_signal(self._stop_signal)
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(self._grace_s if grace_s is None else grace_s)
+        finally:  # also when somebody interrupts us
+            self._end_group()
         child.wait()
 
     def wait(self) -> None:
