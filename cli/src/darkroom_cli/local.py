@@ -24,12 +24,12 @@ from urllib.parse import urlsplit
 import httpx
 
 from darkroom_cli.servers import (
-    CAN_FORK,
     Nursery,
     PostgresServer,
     RabbitServer,
     RedisServer,
     ServerError,
+    can_fork,
     child_process,
 )
 from darkroom_cli.servers.ports import LOOPBACK, is_free, reserve_port
@@ -264,7 +264,7 @@ def running(options: LocalOptions, steps: Steps) -> Iterator[Supervisor]:
 @contextmanager
 def _nurseries(options: LocalOptions) -> Iterator[Mapping[tuple[str, ...], Nursery]]:
     """By what they have imported, none of them started; to no one is told what only some of the services may know."""
-    if not CAN_FORK:
+    if not can_fork():
         yield {}
         return
     log, env = options.data_dir.absolute() / "logs" / "nurseries.log", nursery_environment(os.environ)

@@ -26,19 +26,25 @@ from darkroom_cli.servers.process import ChildProcess, Running, ServerError
 
 logger = logging.getLogger(__name__)
 
-CAN_FORK = sys.platform == "linux"
-"""Elsewhere there are no descriptors of processes, and a fork of a process with system libraries may not live."""
-
 STATUS_TIMEOUT_S = 5.0
 """How long a nursery may take to tell how a fork has ended."""
+
+
+def can_fork() -> bool:
+    """Whether this machine knows descriptors of processes: Linux since 5.3, unless a sandbox forbids them."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return True
 
 
 class Nursery:
     """A process that has imported some modules, started at the first need, and again when it has died.
 
-    Its forks live on when it dies. `env` is its whole environment, in which a fork's own is not seen from outside. One
+    Its forks live on when it dies. `env` is its whole environment, which `/proc/<pid>/environ` shows for them too. One
     `within` another is a fork itself and shares what that one has imported. As a context manager it ends with the
-    block, after its forks, please.
+    block; it must outlive whoever waits for its forks, for it alone knows how they end.
     """
 
     def __init__(
@@ -134,6 +140,7 @@ class Fork:
         self._told = told
         said, descriptors, _, _ = socket.recv_fds(told, 32, 1)
         if not said:
+            told.close()
             raise ConnectionError("the nursery has ended")
         self.pid = int(said)
         self.returncode: int | None = None
