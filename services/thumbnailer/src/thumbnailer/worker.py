@@ -22,6 +22,7 @@ from darkroom.tries import TriesMarkers
 from darkroom.worker import WorkerOptions, add_worker_arguments, run_worker, with_arguments
 from thumbnailer.decoding import Limits
 from thumbnailer.tasks import Photo, Resources, register
+from thumbnailer.trimming import trim_between_photos
 
 CPU_GRACE_S = 5
 """After the hard limit, when a child ends by itself: its parent, who knows which photo it was, should come first."""
@@ -93,6 +94,7 @@ def main() -> None:
     worker, tasks = WorkerSettings(), TaskSettings()
     configure_logs("thumbnailer", LogSettings())
     app = create_thumbnailer(BrokerSettings(), tasks, LimitSettings(), StorageSettings().blob_url)
+    worker_process_init.connect(trim_between_photos, weak=False)
     if lane is Lane.BULK:
         worker_process_init.connect(give_way, weak=False)
         give_way_as_session(AUTOGROUP)
