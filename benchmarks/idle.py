@@ -147,7 +147,7 @@ def shares(house: House, seconds: float) -> dict[str, float]:
 
 
 def by_process(house: House, measure: Callable[[list[int]], float]) -> dict[str, float]:
-    """A measure of each process and its children; the one that keeps them is counted without them."""
+    """A measure of each process and its children; of the one that keeps them, with the guard and the nurseries."""
     values = {name: measure([pid]) for name, pid in house.pids.items()}
     return values | {KEEPER: 2 * values[KEEPER] - sum(values.values())}
 
