@@ -59,15 +59,18 @@ class HttpClient:
 
     def __init__(self, port: int, *, is_form: bool) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port))
+        # As HTTP clients do: else the last few bytes of a form wait for what TCP acknowledges up to 40 ms late.
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._is_form = is_form
 
     def upload(self, photos: list[bytes]) -> None:
         parts, kind = ([photos[0]], b"image/jpeg") if not self._is_form else _form(photos)
         size = sum(map(len, parts))
         head = b"POST /v1/images HTTP/1.1\r\nHost: localhost\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n"
-        self._socket.sendall(head % (kind, size))
-        for part in parts:
-            self._socket.sendall(part)
+        request = [head % (kind, size), *parts]
+        sent = self._socket.sendmsg(request)
+        if sent < sum(map(len, request)):
+            self._socket.sendall(b"".join(request)[sent:])
         answer = b""
         while b"\r\n\r\n" not in answer:
             answer += self._socket.recv(65_536)
