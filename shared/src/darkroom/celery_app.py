@@ -96,7 +96,12 @@ def _transport_options(broker_url: str, tasks: TaskSettings) -> dict[str, Any]:
         return {"confirm_publish": True}
     # Redis hands back what a killed process held after this time; shorter would run long tasks twice.
     # By default only every tenth of the looks every 10 s is one: a lost message would wait 100 s longer than it must.
-    return {"visibility_timeout": tasks.task_hard_limit_s + 30, "unacked_restore_throttle": 1}
+    # Who does so holds a lock, for 5 minutes by default when it is killed meanwhile; two at once would do no harm.
+    return {
+        "visibility_timeout": tasks.task_hard_limit_s + 30,
+        "unacked_restore_throttle": 1,
+        "unacked_mutex_expire": 5,
+    }
 
 
 def bound_publishing(app: Celery) -> None:
