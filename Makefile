@@ -21,7 +21,7 @@ up: $(VENV)/.installed  ## Start everything on this machine and serve.
 # Side by side, each with servers of its own: most of a test's time is waiting for a process to start or to come back.
 test: $(VENV)/.installed-dev servers  ## Everything that must hold. ARGS goes to pytest.
 	$(MAKE) --no-print-directory check
-	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 chaos: $(VENV)/.installed-dev servers  ## A storm over a Darkroom of its own; docs/chaos.md. ARGS=--long: half an hour.
 	$(BIN)/python tests/chaos/run_storm.py $(ARGS)
