@@ -35,7 +35,7 @@ bench: $(VENV)/.installed-bench  ## What it costs, beside others: tables, benchm
 	set -e; for each in $(BENCHMARKS); do $(BIN)/python benchmarks/$$each.py $(ARGS); done
 	$(BIN)/python benchmarks/summary.py $(ARGS)
 
-bench-large: $(VENV)/.installed-bench  ## Search among 1,000,000 vectors: 8 GB of memory, most of an hour.
+bench-large: $(VENV)/.installed-bench  ## Search among 1,000,000 vectors: 8 GB of memory, a quarter of an hour.
 	$(BIN)/python benchmarks/search.py --vectors 1000000 $(ARGS)
 
 proto: $(VENV)/.installed-dev  ## The code that is generated from darkroom.proto, again. OUT=folder writes it elsewhere.
