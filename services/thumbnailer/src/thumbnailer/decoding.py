@@ -93,7 +93,7 @@ class Limits:
     file_bytes: int = 256 * 1024 * 1024
     # 12,000 x 9,000, a common phone's full resolution, is 108 MP; a decoder holds 4 bytes for each of them.
     pixels: int = 120_000_000
-    # Of other formats than JPEG, of which libjpeg reads no longer ones than JPEG_SIDE.
+    # A JPEG must stay within JPEG_SIDE.
     side_px: int = 65_535
     # An animation of 100 s at 50 frames a second.
     frames: int = 5_000
