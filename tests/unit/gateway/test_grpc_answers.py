@@ -15,9 +15,11 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from darkroom.contracts.base import Lane, ThumbnailSize
 from darkroom.contracts.problems import problem
 from darkroom.rpc.v1 import darkroom_pb2 as pb
+from darkroom.telemetry.metrics import GRPC_CALLS
 from gateway.grpc import messages
-from gateway.grpc.problems import _gently, code_of, rich_status
+from gateway.grpc.problems import _gently, _told, code_of, rich_status
 from gateway.models import Task
+from gateway.problems import gateway_stopping
 
 
 @pytest.mark.parametrize(
@@ -120,3 +122,27 @@ def test_an_error_comes_out_of_it_as_it_was() -> None:
 
     with pytest.raises(ValueError, match="as it was"):
         asyncio.run(_gently(fail()))
+
+
+def test_a_refusal_is_counted_before_it_is_sent() -> None:
+    def counted() -> float:
+        return GRPC_CALLS.labels("Refuse", "UNAVAILABLE")._value.get()
+
+    class Call:
+        """As much of a call as a refusal needs; how often refusals had been counted when this one was sent."""
+
+        counted_when_sent: float | None = None
+
+        def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+            return ()
+
+        async def abort(self, *_status: object) -> None:
+            self.counted_when_sent = counted()
+
+    async def refused(call: Call) -> None:
+        async with _told("/any.Service/Refuse", call):  # type: ignore[arg-type]
+            raise gateway_stopping()
+
+    before, call = counted(), Call()
+    asyncio.run(refused(call))
+    assert call.counted_when_sent == before + 1

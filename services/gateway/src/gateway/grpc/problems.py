@@ -149,7 +149,7 @@ async def _refuse_many(_request: Any, _context: Any) -> AsyncIterator[NoReturn]:
 
 @asynccontextmanager
 async def _told(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Span]:
-    started, code = time.monotonic(), grpc.StatusCode.OK
+    started, code, refusal = time.monotonic(), grpc.StatusCode.OK, None
     # Not made the current one: an answer that is a stream may be ended in another context than it was begun in.
     span = server_span(method, context.invocation_metadata() or ())
     try:
@@ -165,8 +165,7 @@ async def _told(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Asy
         code = code_of(problem)
         violations = error.violations if isinstance(error, InvalidFieldsError) else ()
         retry_s = error.retry_after_s if isinstance(error, RateLimitedError) else None
-        status = rpc_status.to_status(rich_status(problem, violations, retry_s))
-        await context.abort(status.code, status.details, status.trailing_metadata)
+        refusal = rpc_status.to_status(rich_status(problem, violations, retry_s))
     finally:
         duration_s = time.monotonic() - started
         name = method.rpartition("/")[2]
@@ -174,6 +173,9 @@ async def _told(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Asy
         metrics.GRPC_DURATION.labels(name).observe(duration_s)
         log.info("grpc.call", extra={"method": method, "code": code.name, "duration_s": round(duration_s, 4)})
         end_server_span(span, code.name, is_error=code in _FAULTS)
+    if refusal is not None:
+        # Only now: who has an answer finds it counted.
+        await context.abort(refusal.code, refusal.details, refusal.trailing_metadata)
 
 
 async def _gently(work: Awaitable[AnswerT]) -> AnswerT:
