@@ -2,7 +2,9 @@
 
 import socket
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -18,7 +20,10 @@ from redis import Redis
 from sqlalchemy import Engine, text
 
 from darkroom.celery_app import declare_topology
+from darkroom.rpc.v1 import darkroom_pb2 as pb
+from darkroom.rpc.v1.darkroom_pb2_grpc import DarkroomStub
 from darkroom_cli.servers import RabbitServer, RedisServer
+from gateway import pressure
 
 pytest_plugins = ["gateway_fixtures"]
 
@@ -77,6 +82,59 @@ def test_the_refusal_comes_before_the_first_byte_is_sent(serve: Callable[..., Se
             b"Content-Type: multipart/form-data; boundary=x\r\nExpect: 100-continue\r\n\r\n"
         )
         assert connection.recv(100).startswith(b"HTTP/1.1 507 ")
+
+
+@contextmanager
+def stands_still_over_rest(gateway: Served) -> Iterator[None]:
+    """An upload that was let in and sends nothing."""
+    host, port = gateway.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(
+            b"POST /v1/images HTTP/1.1\r\nHost: darkroom\r\nContent-Length: 1000\r\n"
+            b"Content-Type: multipart/form-data; boundary=x\r\nExpect: 100-continue\r\n\r\n"
+        )
+        assert connection.recv(100).startswith(b"HTTP/1.1 100 ")
+        yield
+
+
+@contextmanager
+def stands_still_over_grpc(gateway: Served) -> Iterator[None]:
+    """The same, with its first message sent."""
+    is_over = threading.Event()
+
+    def messages() -> Iterator[pb.UploadImageRequest]:
+        yield pb.UploadImageRequest(metadata=pb.UploadMetadata(filename="still.jpg"))
+        is_over.wait()
+
+    with grpc.insecure_channel(gateway.grpc_target) as channel:
+        upload = DarkroomStub(channel).UploadImage.future(messages())
+        eventually(lambda: gateway.parts.pressure._at_once[pressure.Face.GRPC])
+        yield
+        upload.cancel()
+        is_over.set()
+
+
+def test_no_more_uploads_are_received_at_once_than_a_gateway_has_memory_for(
+    serve: Callable[..., Served], face_of: Callable[..., Face]
+) -> None:
+    gateway = serve(max_uploads_at_once=1, max_grpc_uploads_at_once=1)
+    face = face_of(gateway)
+    with stands_still_over_rest(gateway), stands_still_over_grpc(gateway):
+        with pytest.raises(Refused) as refusal:
+            face.upload(picture(1))
+        assert (refusal.value.slug, refusal.value.code) == ("too-many-uploads", grpc.StatusCode.UNAVAILABLE)
+        assert (refusal.value.retry_s, refusal.value.told["limit"]) == (2, "1")
+        assert stored(gateway) == []
+
+    def accepted() -> bool:
+        """the gateway has seen that they hung up"""
+        try:
+            return bool(face.upload(picture(1)))
+        except Refused as again:
+            assert again.slug == "too-many-uploads"
+            return False
+
+    eventually(accepted)
 
 
 def test_a_database_that_is_away_takes_no_byte(

@@ -1,15 +1,18 @@
 """When an upload may begin."""
 
+from contextlib import AsyncExitStack
+
 import anyio
 import pytest
 from sqlalchemy.ext.asyncio import create_async_engine
+from starlette.requests import ClientDisconnect
 
 from darkroom.errors import PermanentError, TransientError
 from gateway.errors import retry_after_s
-from gateway.pressure import Load, Pressure, UploadLimits
+from gateway.pressure import Face, Load, Pressure, UploadLimits
 from gateway.problems import database_away, storage_away
 
-KEPT, BACKLOG = 1000, 10
+LIMITS = UploadLimits(kept_free_bytes=1000, backlog=10, at_once={Face.REST: 3, Face.GRPC: 1})
 
 
 class Disk:
@@ -31,7 +34,7 @@ def pressure_of(load: Load) -> Pressure:
         async def load(self) -> Load:
             return load
 
-    return Known(None, None, UploadLimits(KEPT, BACKLOG))  # type: ignore[arg-type]
+    return Known(None, None, LIMITS)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -58,13 +61,33 @@ def test_an_upload_is_refused_before_it_begins(
 @pytest.mark.anyio
 async def test_uploads_that_are_on_their_way_hold_their_room() -> None:
     pressure = pressure_of(Load(5000, 0))
-    async with pressure.admitted(3000):
+    async with pressure.admitted(Face.REST, 3000):
         with pytest.raises(PermanentError, match="no room"):
-            async with pressure.admitted(2000):
+            async with pressure.admitted(Face.REST, 2000):
                 pass
-        async with pressure.admitted(1000):
+        async with pressure.admitted(Face.REST, 1000):
             pass
-    async with pressure.admitted(4000):
+    async with pressure.admitted(Face.REST, 4000):
+        pass
+
+
+@pytest.mark.anyio
+async def test_each_face_receives_so_many_uploads_at_once_and_takes_more_when_one_has_ended() -> None:
+    pressure = pressure_of(Load(5000, 0))
+    async with AsyncExitStack() as under_way:
+        for face in (Face.REST, Face.GRPC, Face.REST):
+            await under_way.enter_async_context(pressure.admitted(face))
+        for _ in range(2):  # who is refused takes nobody's place
+            with pytest.raises(TransientError, match="1 uploads are being received") as refusal:
+                async with pressure.admitted(Face.GRPC):
+                    pass
+        assert "DARKROOM_MAX_GRPC_UPLOADS_AT_ONCE" in refusal.value.problem.remedy
+        with pytest.raises(ClientDisconnect):
+            async with pressure.admitted(Face.REST):
+                raise ClientDisconnect
+        async with pressure.admitted(Face.REST):
+            pass
+    async with pressure.admitted(Face.GRPC):
         pass
 
 
@@ -80,11 +103,11 @@ async def test_a_database_that_is_away_is_asked_once_a_second_by_however_many() 
 
     now = [0.0]
     disk = Disk(5000)
-    pressure = Counting(engine, disk, UploadLimits(KEPT, BACKLOG), clock=lambda: now[0])  # type: ignore[arg-type]
+    pressure = Counting(engine, disk, LIMITS, clock=lambda: now[0])  # type: ignore[arg-type]
 
     async def upload() -> None:
         with pytest.raises(TransientError, match="PostgreSQL"):
-            async with pressure.admitted(1):
+            async with pressure.admitted(Face.REST, 1):
                 pass
 
     async with anyio.create_task_group() as group:

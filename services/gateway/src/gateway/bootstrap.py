@@ -25,7 +25,7 @@ from gateway.dispatcher import Dispatcher
 from gateway.events import EventHub, PostgresEvents
 from gateway.figures import SystemFigures
 from gateway.notifications import Bell, Bells, listen
-from gateway.pressure import Pressure, UploadLimits
+from gateway.pressure import Face, Pressure, UploadLimits
 from gateway.probes import Probes
 from gateway.queues import BrokerDepths, QueueView
 from gateway.receiving import Receiving
@@ -108,7 +108,8 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Gateway]:
     letters = DeadLetters(engine, links["replaying"], has_dead_letters=has_dead_letters)
     depths = BrokerDepths(links["depths"], has_dead_letters=has_dead_letters)
     queues = QueueView(engine, depths, results, has_dead_letters=has_dead_letters)
-    pressure = Pressure(engine, store, UploadLimits(settings.min_free_bytes, settings.max_backlog))
+    at_once = {Face.REST: settings.max_uploads_at_once, Face.GRPC: settings.max_grpc_uploads_at_once}
+    pressure = Pressure(engine, store, UploadLimits(settings.min_free_bytes, settings.max_backlog, at_once))
     bells: dict[str, Bell] = {
         DISPATCH_CHANNEL: dispatch_bell,
         EVENTS_CHANNEL: relay.bell,

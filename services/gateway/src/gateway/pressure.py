@@ -2,9 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 
 from anyio.to_thread import run_sync
 from sqlalchemy.exc import SQLAlchemyError
@@ -15,7 +17,7 @@ from darkroom.database import images
 from darkroom.errors import PermanentError
 from darkroom.storage import BlobStore
 from gateway.errors import UnavailableError
-from gateway.problems import backlog_full, database_away, storage_away, storage_full
+from gateway.problems import backlog_full, database_away, storage_away, storage_full, too_many_uploads
 
 FRESH_S = 1.0
 """How long an answer holds: one query and one look at the disk a second, however many uploads come."""
@@ -24,12 +26,20 @@ ANSWER_S = 5.0
 """A database that takes longer for sixteen rows is as good as away."""
 
 
+class Face(StrEnum):
+    """Over which an upload comes, by the setting that bounds it."""
+
+    REST = "DARKROOM_MAX_UPLOADS_AT_ONCE"
+    GRPC = "DARKROOM_MAX_GRPC_UPLOADS_AT_ONCE"
+
+
 @dataclass(frozen=True)
 class UploadLimits:
-    """How much may be taken in: bytes of the store that stay free, and images in flight."""
+    """How much may be taken in: bytes of the store that stay free, images in flight, and uploads at once."""
 
     kept_free_bytes: int
     backlog: int
+    at_once: Mapping[Face, int]
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,7 @@ class Load:
 
 
 class Pressure:
-    """Refuses uploads while the database or the store is away, too much waits, or the store is nearly full."""
+    """Refuses uploads while the database or the store is away, too much waits or comes at once, or the disk is full."""
 
     def __init__(
         self,
@@ -59,20 +69,28 @@ class Pressure:
         self._load: Load | None = None
         self._asked_at = 0.0
         self._expected_bytes = 0
+        self._at_once = Counter[Face]()
 
     @asynccontextmanager
-    async def admitted(self, expected_bytes: int = 0) -> AsyncIterator[None]:
+    async def admitted(self, face: Face, expected_bytes: int = 0) -> AsyncIterator[None]:
         """Lets an upload of about that many bytes begin, and holds room for it until the block ends.
 
-        Raises the problems `database-unavailable`, `storage-unavailable`, `backlog-full` and `storage-full`.
+        Raises the problems `database-unavailable`, `storage-unavailable`, `backlog-full`, `storage-full` and
+        `too-many-uploads`.
         """
-        if refusal := self.refusal(await self.load(), expected_bytes):
+        if refusal := self.refusal(await self.load(), expected_bytes) or self._crowded(face):
             raise PermanentError(refusal) if refusal.status == 507 else UnavailableError(refusal)
         self._expected_bytes += expected_bytes
+        self._at_once[face] += 1
         try:
             yield
         finally:
             self._expected_bytes -= expected_bytes
+            self._at_once[face] -= 1
+
+    def _crowded(self, face: Face) -> Problem | None:
+        limit = self._limits.at_once[face]
+        return too_many_uploads(limit, face) if self._at_once[face] >= limit else None
 
     def refusal(self, load: Load, expected_bytes: int = 0) -> Problem | None:
         """Why an upload of that many bytes may not begin; None: it may."""

@@ -158,6 +158,19 @@ def backlog_full(in_flight: int, limit: int) -> Problem:
     )
 
 
+def too_many_uploads(limit: int, setting: str) -> Problem:
+    """As many uploads are being received as may be."""
+    return problem(
+        "too-many-uploads",
+        "Too many uploads come at once",
+        503,
+        f"{limit} uploads are being received and that is the limit; nothing of this one was stored.",
+        value=limit,
+        limit=limit,
+        remedy=f"Send the same request again later; add gateways, or raise {setting} if they have the memory.",
+    )
+
+
 def storage_away() -> Problem:
     """The blob store cannot be read or written."""
     return problem(

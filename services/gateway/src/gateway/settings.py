@@ -42,6 +42,10 @@ class GatewaySettings(
     """Of the blob store's disk, below which uploads are refused: thumbnails, backups and neighbours need room too."""
     max_backlog: int = Field(1_000_000, ge=1)
     """Images in flight above which uploads are refused: two days' work of one GPU, a third of what joins live for."""
+    max_uploads_at_once: int = Field(512, ge=1)
+    """Over REST, received by this process: one that stands still holds 0.25 MB."""
+    max_grpc_uploads_at_once: int = Field(64, ge=1)
+    """Over gRPC, likewise: one that stands still holds 10 MB when its client sends the longest messages, 4 MiB."""
     search_timeout_ms: int = Field(10_000, ge=1)
     """A query waits for at most the batch being computed: 16 of ViT-B/32 in float32 on one core are 2 s."""
     direct_download_s: int = Field(0, ge=0, le=7 * 86_400)

@@ -23,6 +23,7 @@ from gateway.events import Watch
 from gateway.grpc import messages
 from gateway.grpc.streams import Context, first_message, parts
 from gateway.models import Image, ListQuery, PictureSearch, ProbeRequest, SearchRequest
+from gateway.pressure import Face
 from gateway.problems import gateway_stopping, read
 from gateway.receiving import FormLimits
 from gateway.sniffing import media_type
@@ -73,7 +74,7 @@ class DarkroomService(DarkroomServicer):
     ) -> pb.UploadImageResponse:
         """Takes one picture."""
         with refusals_counted():
-            async with self._gateway.pressure.admitted():
+            async with self._gateway.pressure.admitted(Face.GRPC):
                 accepted = await self._take(requests, context)
         self._gateway.wake()
         answer = library.uploaded(accepted)

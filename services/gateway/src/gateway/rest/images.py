@@ -10,6 +10,7 @@ from darkroom.contracts.base import ThumbnailSize
 from darkroom.contracts.keys import original_key
 from gateway import library
 from gateway.models import BatchWithImages, Callbacks, Image, ImageList, ListQuery, Uploaded
+from gateway.pressure import Face
 from gateway.receiving import FormLimits
 from gateway.rest.blobs import Blob, serve
 from gateway.rest.dependencies import FromGateway
@@ -68,7 +69,7 @@ async def upload(
         limits = FormLimits(gateway.settings.max_upload_files, gateway.settings.max_upload_bytes)
         body, content_type = request.stream(), request.headers.get("content-type")
         async with (
-            gateway.pressure.admitted(_content_length(request)),
+            gateway.pressure.admitted(Face.REST, _content_length(request)),
             gateway.receiving.form(body, content_type, limits) as form,
         ):
             accepted = await accept_form(
