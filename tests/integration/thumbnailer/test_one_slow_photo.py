@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from conftest import eventually
-from thumbnailer_bench import Bench, picture, running, slow_picture
+from thumbnailer_bench import PATIENT, Bench, picture, running, slow_picture
 
 BEHIND = range(12)
 
@@ -20,11 +20,9 @@ def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_photos_behind_one_that_stands_still_go_through_the_other_slot(bench: Bench) -> None:
-    worker = bench.start()  # two slots
+    worker = bench.start(**PATIENT)  # two slots
     bench.ready()
-    slow_id = bench.prepare(bench.keep(picture(width=6000, height=6000, seed=1)))
-    pid = bench.child_working_on(slow_id)
-    os.kill(pid, signal.SIGSTOP)
+    _, slow_id, pid = bench.stop_in_the_middle()
 
     behind = [bench.keep(picture(seed=10 + number)) for number in BEHIND]
     sent = [bench.prepare(sha256) for sha256 in behind]
@@ -45,7 +43,7 @@ def test_a_hostile_photo_in_the_only_slot_holds_the_next_ones_up_to_its_own_limi
     bench.ready()
     hostile = bench.keep(slow_picture(seed=2))
     hostile_id = bench.prepare(hostile)
-    bench.child_working_on(hostile_id)
+    eventually(lambda: bench.state(hostile_id) != "PENDING")
     behind = [bench.keep(picture(seed=30 + number)) for number in BEHIND]
     sent = [bench.prepare(sha256) for sha256 in behind]
 

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import signal
 import struct
 import sys
 import threading
@@ -10,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,9 @@ from darkroom_cli.servers import ChildProcess
 
 RECIPE = Recipe.current()
 
+PATIENT = {"DARKROOM_TASK_SOFT_LIMIT_S": "290", "DARKROOM_TASK_HARD_LIMIT_S": "300"}
+"""For a worker of which a test stops a child and lets it go on: no limit ends it meanwhile."""
+
 
 @dataclass(frozen=True)
 class Received:
@@ -54,6 +59,8 @@ class Bench:
     folder: Path
     received: dict[str, list[Received]] = field(default_factory=dict)
     workers: list[ChildProcess] = field(default_factory=list)
+    seeds: Iterator[int] = field(default_factory=lambda: count(100))
+    """Of pictures that no test has chosen."""
 
     def __post_init__(self) -> None:
         settings = BrokerSettings(broker_url=self.broker_url, result_url=self.redis_url)
@@ -83,7 +90,6 @@ class Bench:
             "DARKROOM_BLOB_URL": (self.folder / "blobs").as_uri(),
             "DARKROOM_HEARTBEAT_FILE": str(heartbeat),
             "DARKROOM_WORKER_CONCURRENCY": "2",
-            "DARKROOM_TASK_MAX_RETRIES": "2",
         }
         worker = ChildProcess(
             [str(Path(sys.executable).with_name("darkroom-thumbnailer")), f"--lane={lane.value}"],
@@ -220,12 +226,37 @@ class Bench:
         """The process id of the child that has begun the risky part of a task; `besides`: those that are dead."""
 
         def find() -> int | None:
+            # The other way round, a new child's try would be seen beside the id of the one before.
+            tries = int(self.redis.get(f"tries:{task_id}") or 0)
             meta = self.meta(task_id)
             pid = meta["result"].get("pid") if meta["status"] == "STARTED" else None
-            tries = int(self.redis.get(f"tries:{task_id}") or 0)
             return pid if pid and pid not in besides and tries > len(besides) else None
 
         return int(eventually(find) or 0)
+
+    def stop_in_the_middle(self, generation: int = 1) -> tuple[str, str, int]:
+        """Stops a child in the middle of a good photo: the photo's hash, its task's id and the child's process id.
+
+        The middle is a tenth of a second: a photo that was through it before we came is followed by another.
+        """
+        while True:
+            sha256 = self.keep(picture(width=6000, height=6000, seed=next(self.seeds)))
+            task_id = self.prepare(sha256, generation)
+            pid = self._stop_child(task_id)
+            if pid is not None:
+                return sha256, task_id, pid
+
+    def _stop_child(self, task_id: str) -> int | None:
+        marker = f"tries:{task_id}"
+        eventually(lambda: self.redis.exists(marker) or self.state(task_id) not in ("PENDING", "STARTED"), every_s=0.01)
+        meta = self.meta(task_id)
+        if meta["status"] == "STARTED":
+            pid = int(meta["result"]["pid"])
+            os.kill(pid, signal.SIGSTOP)
+            if self.redis.exists(marker):
+                return pid
+            os.kill(pid, signal.SIGCONT)
+        return None
 
 
 def children(worker: ChildProcess) -> set[int]:
@@ -265,8 +296,8 @@ def bomb() -> bytes:
     )
 
 
-def slow_picture(seed: int, padding: int = 0, height: int = 2_000) -> bytes:
-    """A JPEG within every limit that keeps libjpeg busy for 10 s and more, in one call that nothing interrupts.
+def slow_picture(seed: int, padding: int = 0, height: int = 3_000) -> bytes:
+    """A JPEG within every limit that keeps libjpeg busy for 8 s and more, in one call that nothing interrupts.
 
     Its last scan is repeated: each is 100 bytes, and one more pass over all of the picture. With `padding`, a comment
     of so many bytes stands before each, so that Pillow has to hand over the file in pieces.
