@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -256,10 +257,11 @@ def test_no_process_that_decodes_pictures_has_the_database_in_its_memory(url, fo
     kept = {state["pid"]: name for name, state in written["processes"].items()}
     holders, others = set(), set()
     for process in psutil.Process(written["supervisor"]).children(recursive=True):
-        scripts = [Path(word).name for word in process.cmdline() if word.endswith(".py")]
-        names = [kept[each.pid] for each in (process, *process.parents()) if each.pid in kept] + scripts
-        if names[0] not in ("postgres", "redis"):
-            (holders if holds(process.pid, database_url) else others).add(names[0])
+        with suppress(psutil.NoSuchProcess, FileNotFoundError):  # sessions of PostgreSQL come and go
+            scripts = [Path(word).name for word in process.cmdline() if word.endswith(".py")]
+            names = [kept[each.pid] for each in (process, *process.parents()) if each.pid in kept] + scripts
+            if names[0] not in ("postgres", "redis"):
+                (holders if holds(process.pid, database_url) else others).add(names[0])
     assert holders == {"gateway", "finalize", "maintenance", "callbacks", "beat"}
     assert others == {"thumbnailer", "thumbnailer-bulk", "embedder", "forking.py", "guard.py"}
 

@@ -77,7 +77,17 @@ def descendants(pid: int) -> list[psutil.Process]:
 
 
 def is_gone(process: psutil.Process) -> bool:
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # since a moment
+        return True
+
+
+def is_nursery(process: psutil.Process) -> bool:
+    try:
+        return "forking.py" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # a session of PostgreSQL that was just ending
+        return False
 
 
 @pytest.mark.timeout(600)
@@ -115,7 +125,7 @@ def test_stopped_or_killed_it_leaves_no_process_and_started_again_it_has_everyth
 def test_killed_services_and_nurseries_are_started_again_and_no_photo_is_lost(folder, port, start_up):
     paths = write_samples(folder / "samples", [sample for sample in SAMPLES if sample.size[0] <= 800])
     up = start_up()
-    nurseries = [process for process in descendants(up.pid) if "forking.py" in " ".join(process.cmdline())]
+    nurseries = [process for process in descendants(up.pid) if is_nursery(process)]
     assert len(nurseries) == 3
     with Darkroom(f"http://127.0.0.1:{port}") as client:
         uploaded = client.upload(paths, lane="bulk")
