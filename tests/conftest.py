@@ -4,6 +4,7 @@ A server that is missing fails the run with the command that installs it. `DARKR
 that runs already; its darkroom queues are emptied.
 """
 
+import json
 import os
 import sys
 import tempfile
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import httpx
@@ -40,6 +41,16 @@ def eventually(check: Callable[[], ResultT], *, within_s: float = 60, every_s: f
         if time.monotonic() > deadline:
             raise AssertionError(f"still {answer!r} after {within_s} s: {check.__doc__ or check}")
         time.sleep(every_s)
+
+
+def log_records(text: str) -> list[dict[str, Any]]:
+    """The JSON lines of a log, but not the one that is just being written: a file may show half of it."""
+    found = []
+    for line in text.splitlines():
+        if line.startswith("{"):
+            with suppress(json.JSONDecodeError):
+                found.append(json.loads(line))
+    return found
 
 
 SHORTEST_LAST = ("architecture", "integration", "contracts", "unit")
@@ -166,7 +177,7 @@ def s3_endpoint() -> Iterator[str]:
 def s3_env(s3_endpoint: str) -> dict[str, str]:
     """The environment of a service whose blobs go into a new bucket."""
     bucket = f"test-{uuid4().hex}"
-    httpx.put(f"{s3_endpoint}/{bucket}").raise_for_status()
+    httpx.put(f"{s3_endpoint}/{bucket}", timeout=60).raise_for_status()  # the first request imports for a second
     return {
         "DARKROOM_BLOB_URL": f"s3://{bucket}/below",
         "AWS_ENDPOINT_URL": s3_endpoint,

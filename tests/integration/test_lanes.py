@@ -1,7 +1,6 @@
 """A bulk backlog before every step of the real services, and interactive photos that pass it: by order, not by time."""
 
 import io
-import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import eventually
+from conftest import eventually, log_records
 from kombu import Connection
 from PIL import Image
 from sqlalchemy import Engine, text
@@ -65,8 +64,7 @@ def all_described(store: BlobStore, images: list[dict[str, Any]]) -> bool:
 
 
 def batches(log: Path) -> list[dict[str, Any]]:
-    records = (json.loads(line) for line in log.read_text().splitlines() if line.startswith("{"))
-    return [record for record in records if record["event"] == "embedder.batch"]
+    return [record for record in log_records(log.read_text()) if record["event"] == "embedder.batch"]
 
 
 @pytest.mark.timeout(400)
@@ -76,6 +74,7 @@ def test_interactive_photos_pass_a_bulk_backlog_at_every_step(
 ) -> None:
     port, store = reserve_port(), open_blob_store(blob_url)
     settings = {"DARKROOM_WORKER_CONCURRENCY": "1", "DARKROOM_MODEL_THREADS": "1", "DARKROOM_HTTP_PORT": str(port)}
+    settings["DARKROOM_TASK_HARD_LIMIT_S"] = "300"  # no watchdog takes one that we stop for one that hangs
     spawn("darkroom-gateway", **settings)
     spawn("darkroom-thumbnailer", "--lane=interactive", **settings)
     spawn("darkroom-thumbnailer", "--lane=bulk", **settings)
@@ -104,7 +103,7 @@ def test_interactive_photos_pass_a_bulk_backlog_at_every_step(
             soon(lambda: all_described(store, waiting))
             passing = upload(http, "interactive", range(1000, 1000 + INTERACTIVE))
             soon(lambda: all_described(store, passing))
-            assert depth(broker_url, "embed.bulk") >= BULK // 2
+            soon(lambda: depth(broker_url, "embed.bulk") >= BULK // 2)  # a busy RabbitMQ answers 0 at times
         soon(lambda: depth(broker_url, "finalize.bulk") >= BULK // 2)
     soon(lambda: all(state(image) == "ready" for image in passing))
 

@@ -41,16 +41,6 @@ def load(source, settings):
     return model
 
 
-def create_impatient_embedder(*arguments):
-    """Redis hands out again what a dead worker held after 8 s, not after 60."""
-    app = create_embedder(*arguments)
-    if not app.conf.broker_url.startswith("amqp"):
-        app.conf.broker_transport_options |= {"visibility_timeout": 8, "unacked_restore_interval": 1}
-    return app
-
-
-create_embedder, worker.create_embedder = worker.create_embedder, create_impatient_embedder
-
 if __name__ == "__main__":
     try:
         worker.serve(load)

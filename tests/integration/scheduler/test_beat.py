@@ -4,17 +4,17 @@ import json
 import os
 import signal
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from celery import Celery
-from conftest import eventually
+from conftest import eventually, log_records
 from redis import Redis
 from scheduler_photos import run_sql
 from sqlalchemy import Engine, select, text
 
-from darkroom.celery_app import bound_publishing, create_app
+from darkroom.celery_app import await_no_results, create_app
 from darkroom.database.engine import migrate, sync_engine
 from darkroom.database.tables import periodic_jobs
 from darkroom.settings import BrokerSettings, DatabaseSettings, TaskSettings
@@ -35,8 +35,7 @@ def sent(engine: Engine, name: str) -> datetime | None:
 
 def events_in(child: ChildProcess) -> list[str]:
     """The names of the events that a process logged."""
-    lines = [line for line in child.log_tail(10_000).splitlines() if line.startswith("{")]
-    return [json.loads(line)["event"] for line in lines]
+    return [record["event"] for record in log_records(child.log_tail(10_000))]
 
 
 def leads(child: ChildProcess) -> bool:
@@ -68,8 +67,10 @@ def test_a_standby_takes_over_from_a_killed_leader_and_repeats_nothing(spawn: Sp
     os.kill(leader.pid, signal.SIGKILL)
     eventually(lambda: leads(standby))
     eventually(lambda: sent(engine, "reconcile") != first["reconcile"])
-    seldom = [job.name for job in JOBS if job.expires_s > 60]
-    assert {name: sent(engine, name) for name in seldom} == {name: first[name] for name in seldom}
+    seldom = [job for job in JOBS if job.expires_s > 60]
+    again = [job for job in seldom if sent(engine, job.name) != first[job.name]]
+    # But for those whose hour has struck meanwhile: one comes every half an hour.
+    assert [job.name for job in again if job.when.remaining_estimate(first[job.name]) > timedelta(0)] == []
 
     assert standby.pid is not None
     os.kill(standby.pid, signal.SIGTERM)
@@ -83,7 +84,8 @@ def test_a_leader_outlives_a_flushed_redis_and_goes_on_delivering(spawn: Spawn, 
     eventually(lambda: all(sent(engine, job.name) for job in JOBS))
     redis = Redis.from_url(redis_url)
     redis.flushall()
-    assert eventually(lambda: messages_in(redis, "maintenance")) == ["scheduler.reconcile"]
+    again = eventually(lambda: "scheduler.reconcile" in (found := messages_in(redis, "maintenance")) and found)
+    assert set(again) <= {"scheduler.reconcile", "scheduler.check_blobs", "scheduler.clean_up"}  # whose time may come
     assert events_in(beat).count("beat.leading") == 1
 
 
@@ -135,7 +137,7 @@ def test_a_restart_sends_no_job_twice_and_a_missed_one_once(
 ) -> None:
     app = create_app("beat", BrokerSettings(broker_url=broker_url, result_url=redis_url), TaskSettings())
     stop_the_clock(app, monkeypatch)
-    bound_publishing(app)
+    await_no_results(app)
     redis, heartbeat = Redis.from_url(redis_url), tmp_path / "heartbeat"
 
     def lead_once() -> list[str]:
@@ -144,7 +146,7 @@ def test_a_restart_sends_no_job_twice_and_a_missed_one_once(
         scheduler = LeaderScheduler(app, own, heartbeat)
         # The session of the one before ends a moment after its connection.
         eventually(lambda: scheduler.tick() and scheduler.is_leading)
-        # A busy broker may miss the publisher's deadline of a second: what was not sent stays due.
+        # One that was not sent because something was away stays due.
         while any(entry.is_due().is_due for entry in scheduler.schedule.values()):
             scheduler.tick()
         scheduler.close()
@@ -168,7 +170,7 @@ def test_one_scheduler_leads_and_the_lock_goes_with_its_session(
 ) -> None:
     app = create_app("beat", BrokerSettings(broker_url=broker_url, result_url=redis_url), TaskSettings())
     stop_the_clock(app, monkeypatch)
-    bound_publishing(app)
+    await_no_results(app)
     first, second = (LeaderScheduler(app, engine, None) for _ in range(2))
     first.tick()
     second.tick()

@@ -233,7 +233,7 @@ def test_a_bucket_gives_addresses_to_download_from_and_a_folder_none(s3_url: str
     assert folder.signed_url(KEY, 60) is None
     url = bucket.signed_url(KEY, 60)
     assert url is not None
-    answer = httpx.get(url)
+    answer = httpx.get(url, timeout=60)
     assert (answer.content, answer.headers["content-type"]) == (b"bytes", "image/webp")
 
 
