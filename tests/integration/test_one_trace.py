@@ -19,7 +19,7 @@ from otlp_receiver import Received, ReceivedSpan, receiving_traces
 from PIL import Image
 
 from darkroom import topology
-from darkroom.celery_app import bound_publishing, create_app, declare_topology, request
+from darkroom.celery_app import await_no_results, create_app, declare_topology, request
 from darkroom.contracts.base import Lane
 from darkroom.contracts.keys import Recipe, original_key
 from darkroom.contracts.messages import Prepare, Thumbnails
@@ -335,7 +335,7 @@ WORK = {"sha256": SHA, "generation": 1, "lane": Lane.INTERACTIVE, "recipe": Reci
 @pytest.fixture
 def client(broker_url: str, redis_url: str) -> Iterator[Celery]:
     app = create_app("client", BrokerSettings(broker_url=broker_url, result_url=redis_url), TaskSettings())
-    bound_publishing(app)
+    await_no_results(app)
     with app.connection_for_write() as connection:
         declare_topology(connection)
     yield app

@@ -16,7 +16,7 @@ from conftest import eventually
 from kombu import Connection, Producer
 
 from darkroom import topology
-from darkroom.celery_app import PUBLISH_OPTIONS, create_app, request
+from darkroom.celery_app import create_app, request
 from darkroom.contracts import keys
 from darkroom.contracts.messages import Fence, PrepareQuery
 from darkroom.contracts.tasks import FENCE, PREPARE_QUERY
@@ -142,7 +142,7 @@ def test_a_message_with_a_countdown_comes_back_to_its_queue(
     fence = Fence(number=7, queue=queue)
     with app.connection_for_write() as connection:
         call = request(app, FENCE, fence, queue=queue, ignore_result=True)
-        call.apply_async(countdown=1, connection=connection, **PUBLISH_OPTIONS)
+        call.apply_async(countdown=1, connection=connection)
 
     channel = as_user(user)
     message = eventually(lambda: channel.basic_get(queue, no_ack=True), within_s=60)
@@ -155,11 +155,15 @@ def test_a_picture_that_is_not_there_yet_is_tried_again_by_a_worker_that_may_dec
 ) -> None:
     picture = write_samples(tmp_path / "samples", SAMPLES[2:3])[0].read_bytes()
     store = open_blob_store(blob_url)
-    settings = {"DARKROOM_BROKER_DECLARE": "false", "DARKROOM_WORKER_CONCURRENCY": "1"}
+    settings = {
+        "DARKROOM_BROKER_DECLARE": "false",
+        "DARKROOM_WORKER_CONCURRENCY": "1",
+        "DARKROOM_TASK_MAX_RETRIES": "6",  # until we have seen that it is tried again
+    }
     spawn("darkroom-thumbnailer", **settings, DARKROOM_BROKER_URL=url_of("thumbnailer"))
     app = application("gateway", url_of("gateway"), redis_url)
     query = PrepareQuery(source=keys.query_key("1", "source"), proxy=keys.query_key("1", "proxy.jpg"))
-    tried = request(app, PREPARE_QUERY, query).apply_async(**PUBLISH_OPTIONS)
+    tried = request(app, PREPARE_QUERY, query).apply_async()
     eventually(lambda: tried.state == "RETRY", within_s=90)
 
     store.put(query.source, picture)

@@ -215,10 +215,14 @@ def app(broker_url: str, redis_url: str) -> Celery:
     return app
 
 
+PATIENT = {"DARKROOM_TASK_MAX_RETRIES": "6"}
+"""Tries for two minutes, where a test brings what is missing as soon as it sees that it was missed."""
+
+
 def test_the_worker_finishes_fails_and_registers(
     spawn: Callable[..., ChildProcess], app: Celery, engine: Engine, store: BlobStore, redis_url: str
 ) -> None:
-    worker = spawn("darkroom-scheduler", "finalize")
+    worker = spawn("darkroom-scheduler", "finalize", **PATIENT)
     registration = RegisterModel(model=ModelReference(id=MODEL, source="bundled"), dim=4)
     good, bad = upload(engine, store, "good"), upload(engine, store, "bad")
     dispatch_all(engine)
@@ -263,8 +267,8 @@ def test_a_blob_that_comes_late_is_waited_for(
     store.delete(key)
     call = request(app, FINALIZE, finalize_message(photo.sha256), takes_result=True, task_id="late")
     call.apply_async(args=[results])
-    worker_log = spawn("darkroom-scheduler", "finalize")
-    eventually(lambda: worker_log.log_tail(1000).count("Retry in") >= 2, within_s=60)
+    worker = spawn("darkroom-scheduler", "finalize", **PATIENT)
+    eventually(lambda: worker.log_tail(1000).count("Retry in") >= 2, within_s=60)
     store.put(key, vector)
     eventually(lambda: state_of(engine, photo) == "ready", within_s=60)
 
@@ -275,12 +279,12 @@ def test_a_stop_commits_what_is_under_way_and_hands_back_the_rest(
     register_model(engine)
     photos = [upload(engine, store, f"photo {number}") for number in range(30)]
     dispatch_all(engine)
-    worker = spawn("darkroom-scheduler", "finalize")
+    for photo in photos:
+        call = request(app, FINALIZE, finalize_message(photo.sha256), takes_result=True)
+        call.apply_async(args=[leave_everything(store, photo.sha256)])
     with engine.begin() as connection:
         connection.execute(text("SELECT FROM originals FOR UPDATE"))  # holds every transaction up
-        for photo in photos:
-            call = request(app, FINALIZE, finalize_message(photo.sha256), takes_result=True)
-            call.apply_async(args=[leave_everything(store, photo.sha256)])
+        worker = spawn("darkroom-scheduler", "finalize")
         waiting = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = :database")
         name = {"database": engine.url.database}
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as other:

@@ -23,7 +23,7 @@ from scheduler_photos import (
 )
 from sqlalchemy import Engine, func, select, text
 
-from darkroom.celery_app import bound_publishing, create_app
+from darkroom.celery_app import PUBLISH_OPTIONS, await_no_results, create_app
 from darkroom.contracts.base import Lane
 from darkroom.database import dispatch, upkeep, vectors
 from darkroom.database.tables import backfills, fences, models
@@ -48,10 +48,12 @@ def store(blob_url: str) -> BlobStore:
 
 
 @pytest.fixture
-def app(broker_url: str, redis_url: str) -> Celery:
-    """The publisher."""
+def app(broker_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Celery:
+    """The publisher, but one that waits for its broker, however busy that is."""
+    for name in ("timeout", "confirm_timeout"):
+        monkeypatch.setitem(PUBLISH_OPTIONS, name, 60)
     app = create_app("scheduler", BrokerSettings(broker_url=broker_url, result_url=redis_url), TaskSettings())
-    bound_publishing(app)
+    await_no_results(app)
     return app
 
 

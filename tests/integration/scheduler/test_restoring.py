@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from conftest import eventually
 from scheduler_photos import (
     MODEL,
     Photo,
@@ -24,7 +25,7 @@ from scheduler_photos import (
     state_of,
     upload,
 )
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, func, select, text
 
 from darkroom.contracts import keys
 from darkroom.contracts.base import ThumbnailSize
@@ -101,7 +102,15 @@ def restore(
     return run
 
 
-def silent(text: str) -> None:
+def end_sessions(engine: Engine, other: Engine) -> None:
+    """Closes our connections to the other database; returns when PostgreSQL has seen it."""
+    other.dispose()
+    left = text("SELECT count(*) FROM pg_stat_activity WHERE datname = :name AND backend_type = 'client backend'")
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        eventually(lambda: connection.scalar(left, {"name": other.url.database}) == 0)
+
+
+def silent(said: str) -> None:
     """Tells nobody."""
 
 
@@ -199,7 +208,7 @@ def test_a_database_with_photos_is_not_touched(
 ) -> None:
     migrate(other)
     kept = upload(other, store, "kept")
-    other.dispose()
+    end_sessions(engine, other)
     with pytest.raises(RestoreError, match="--replace"):
         restore()
     assert state_of(other, kept) == "in_flight"
@@ -210,7 +219,7 @@ def test_a_database_that_was_only_migrated_counts_as_empty(
 ) -> None:
     upload(engine, store, "one")
     migrate(other)
-    other.dispose()
+    end_sessions(engine, other)
     assert restore() == 1
 
 
@@ -218,7 +227,7 @@ def test_tables_of_somebody_else_are_never_dropped(
     engine: Engine, store: BlobStore, other: Engine, restore: Callable[..., int]
 ) -> None:
     run_sql(other, "CREATE TABLE invoices (id integer)")
-    other.dispose()
+    end_sessions(engine, other)
     with pytest.raises(RestoreError, match="invoices"):
         restore(is_replaced=True)
     run_sql(other, "INSERT INTO invoices VALUES (1)")
@@ -237,7 +246,7 @@ def test_a_cut_backup_leaves_the_database_as_it_was(
     back_up(engine, store, database_url, postgres.bin_dir, NOW)
     migrate(other)
     kept = upload(other, store, "kept")
-    other.dispose()
+    end_sessions(engine, other)
     cut = store.get(find_backup([store], None).name)[:-100]
     with pytest.raises(BackupError):
         restore_database(

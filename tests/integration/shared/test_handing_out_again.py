@@ -25,6 +25,8 @@ def test_a_worker_that_is_killed_while_it_hands_out_again_holds_nobody_up(broker
             another.qos.restore_visible(interval=1)
             return queue(another).get() is not None
 
+        channel.client.persist(channel.qos.unacked_mutex_key)  # however long we take
         assert not comes_back(), "the lock is held"
+        channel.client.expire(channel.qos.unacked_mutex_key, channel.qos.unacked_mutex_expire)
         eventually(comes_back, within_s=60)
     app.close()
