@@ -24,6 +24,7 @@ class CuttableProxy:
         return len(sockets) // 2
 
     def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)  # to close it alone would let one more connection in
         self._listener.close()
         self.cut()
 

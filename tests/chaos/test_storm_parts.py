@@ -86,14 +86,16 @@ def test_too_few_uploads_for_the_strikes_are_refused_with_the_number_that_is_eno
 
 def test_clients_upload_as_many_as_are_let_in_each_once_and_the_last_at_the_end() -> None:
     sent: list[str] = []
+    numbers = iter(range(1, 100))
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             sent.append(self.headers["Idempotency-Key"])
+            number = next(numbers)
             # The first answer is no 202: the same upload must come again, under the same key.
-            body = json.dumps({"images": [{"id": f"image {len(sent)}"}]}).encode()
-            self.send_response(503 if len(sent) == 1 else 202)
+            body = json.dumps({"images": [{"id": f"image {number}"}]}).encode()
+            self.send_response(503 if number == 1 else 202)
             self.send_header("Retry-After", "0")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
