@@ -53,7 +53,7 @@ def redis_bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Benc
 
 def test_each_bomb_fails_once_with_its_cause_and_takes_nobody_with_it(bench: Bench) -> None:
     worker = bench.start(
-        DARKROOM_DECODE_MEMORY_BYTES=str(128 * 2**20), DARKROOM_TASK_SOFT_LIMIT_S="6", DARKROOM_TASK_HARD_LIMIT_S="30"
+        DARKROOM_DECODE_MEMORY_BYTES=str(128 * 2**20), DARKROOM_TASK_SOFT_LIMIT_S="4", DARKROOM_TASK_HARD_LIMIT_S="30"
     )
     bench.ready()
     before = children(worker)
