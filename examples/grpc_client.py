@@ -37,9 +37,9 @@ def main() -> int:
             # Resumable: after a cut, call it again with the last `position` as last_event_id.
             for told in darkroom.WatchImage(pb.WatchImageRequest(image_id=image.id), timeout=300):
                 print(told.event.type or "watching", told.position)
-            image = darkroom.GetImage(pb.GetImageRequest(image_id=image.id), timeout=5)
+            image = darkroom.GetImage(pb.GetImageRequest(image_id=image.id), timeout=60)
             print(pb.ImageStatus.Name(image.status), image.error.detail)
-            for hit in darkroom.Search(pb.SearchRequest(text=asked.text, limit=5), timeout=15).results:
+            for hit in darkroom.Search(pb.SearchRequest(text=asked.text, limit=5), timeout=60).results:
                 print(f"{hit.score:.3f}", hit.image.id, hit.image.filename)
         except grpc.RpcError as error:
             print(error.code().name, error.details(), file=sys.stderr)

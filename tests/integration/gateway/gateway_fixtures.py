@@ -11,8 +11,9 @@ import grpc
 import pytest
 from gateway_faces import Face, GrpcFace, RestFace
 from gateway_pictures import picture
-from gateway_serving import Served, Workers, serving
+from gateway_serving import PATIENCE_S, Served, Workers, publish_patiently, serving
 
+from darkroom.celery_app import PUBLISH_OPTIONS
 from darkroom_cli.servers import ChildProcess
 from darkroom_cli.servers.ports import reserve_port
 from gateway.settings import GatewaySettings
@@ -33,6 +34,7 @@ def settings_with(database_url: str, blob_url: str) -> Callable[..., GatewaySett
             "grpc_port": 0,
             "dispatcher_enabled": False,
             "relay_enabled": False,
+            "search_timeout_ms": PATIENCE_S * 1000,
         }
         return GatewaySettings(**(given | changes))
 
@@ -40,7 +42,25 @@ def settings_with(database_url: str, blob_url: str) -> Callable[..., GatewaySett
 
 
 @pytest.fixture
-def serve(settings_with: Callable[..., GatewaySettings]) -> Iterator[Callable[..., Served]]:
+def impatience() -> None:
+    """Asked for by tests of how long the gateway waits for a part of the house before it says that it is away."""
+
+
+@pytest.fixture
+def patience(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In all other tests it waits longer: on a busy machine, a server that is well may stand still for seconds."""
+    if "impatience" in request.fixturenames:
+        return
+
+    monkeypatch.setattr("gateway.bootstrap.bound_publishing", publish_patiently)
+    for option in ("timeout", "confirm_timeout"):
+        monkeypatch.setitem(PUBLISH_OPTIONS, option, PATIENCE_S)
+    for module in ("figures", "pressure", "queues", "rest.system", "tasks"):
+        monkeypatch.setattr(f"gateway.{module}.ANSWER_S", PATIENCE_S)
+
+
+@pytest.fixture
+def serve(settings_with: Callable[..., GatewaySettings], patience: None) -> Iterator[Callable[..., Served]]:
     """Starts a gateway with these settings changed."""
     with ExitStack() as stack:
         yield lambda **changes: stack.enter_context(serving(settings_with(**changes)))

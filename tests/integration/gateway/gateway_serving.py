@@ -12,10 +12,12 @@ from typing import Any
 
 import httpx
 import uvicorn
+from celery import Celery
 from conftest import eventually
 from fastapi import FastAPI
 from gateway_workers import Call, calls
 
+from darkroom.celery_app import bound_publishing
 from darkroom.contracts.tasks import TaskContract
 from darkroom_cli.servers import ChildProcess
 from darkroom_cli.servers.ports import reserve_port
@@ -27,6 +29,18 @@ from gateway.settings import GatewaySettings
 
 DECLARED_ELSEWHERE = {404, 405}
 """Answers to paths and methods that are not there, which OpenAPI has no place for."""
+
+PATIENCE_S = 60
+"""For servers that are well: on a busy machine they may stand still for seconds."""
+
+
+def publish_patiently(app: Celery) -> None:
+    """As `bound_publishing`, with room."""
+    bound_publishing(app)
+    waits = {"connect_retries_timeout", "read_timeout", "write_timeout", "socket_timeout", "socket_connect_timeout"}
+    options = app.conf.broker_transport_options
+    app.conf.broker_transport_options = options | dict.fromkeys(waits & options.keys(), PATIENCE_S)
+    app.conf.broker_connection_timeout = PATIENCE_S
 
 
 @dataclass(frozen=True)
@@ -103,7 +117,7 @@ def serving(settings: GatewaySettings) -> Iterator[Served]:
     url = f"http://127.0.0.1:{port}"
     try:
         eventually(lambda: server.started or not thread.is_alive())
-        with httpx.Client(base_url=url, timeout=30, event_hooks={"response": [declared_by(app)]}) as http:
+        with httpx.Client(base_url=url, timeout=1.5 * PATIENCE_S, event_hooks={"response": [declared_by(app)]}) as http:
             yield Served(url, http, app)
     finally:
         server.should_exit = True

@@ -176,7 +176,7 @@ def alarmed_rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[s
 
 @pytest.mark.parametrize("broker", ["full_redis", "alarmed_rabbit"])
 def test_uploads_go_on_while_the_broker_is_full_and_are_dispatched_when_it_is_not(
-    serve: Callable[..., Served], engine: Engine, broker: str, request: pytest.FixtureRequest
+    impatience: None, serve: Callable[..., Served], engine: Engine, broker: str, request: pytest.FixtureRequest
 ) -> None:
     url, switch = request.getfixturevalue(broker)
     with Connection(url) as connection:

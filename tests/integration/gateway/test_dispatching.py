@@ -11,11 +11,11 @@ import pytest
 from conftest import eventually
 from gateway_outcomes import dispatched_hashes, finish, waiting_messages
 from gateway_pictures import MODEL_ID, picture
-from gateway_serving import Served, Workers
+from gateway_serving import Served, Workers, publish_patiently
 from redis import Redis
 from sqlalchemy import Engine, select, text
 
-from darkroom.celery_app import bound_publishing, create_app
+from darkroom.celery_app import create_app
 from darkroom.contracts.base import Lane
 from darkroom.contracts.keys import Recipe, proxy_key
 from darkroom.contracts.messages import ModelReference, RegisterModel
@@ -52,7 +52,7 @@ def all_dispatched(engine: Engine, count: int) -> Callable[[], bool]:
 def new_dispatcher(engine: Engine, broker_url: str, redis_url: str, lane: Lane | None = None) -> Dispatcher:
     """A dispatcher that runs no thread: tests call `dispatch_once`."""
     app = create_app("test", BrokerSettings(broker_url=broker_url, result_url=redis_url), TaskSettings())
-    bound_publishing(app)
+    publish_patiently(app)
     return Dispatcher(engine, app, BrokerLink(app), Recipe.current(), batch=50, lease_s=60, lane=lane)
 
 
@@ -267,7 +267,7 @@ def rabbit(server_folder: Path) -> Iterator[RabbitServer]:
 
 
 def test_uploads_go_on_while_the_broker_is_down_hung_or_restarted(
-    serve: Serve, rabbit: RabbitServer, redis_url: str, engine: Engine
+    impatience: None, serve: Serve, rabbit: RabbitServer, redis_url: str, engine: Engine
 ) -> None:
     gateway = serve(broker_url=rabbit.url, result_url=redis_url, dispatcher_enabled=True)
     accepted: list[str] = []

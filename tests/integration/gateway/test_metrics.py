@@ -92,7 +92,7 @@ def test_with_everything_away_what_the_gateway_itself_does_is_still_told(serve: 
     assert grown(found, after, "darkroom_uploads_refused_total") == {("database-unavailable",): 1}
 
 
-def test_a_broker_that_hangs_costs_only_its_own_figures(serve: Serve) -> None:
+def test_a_broker_that_hangs_costs_only_its_own_figures(impatience: None, serve: Serve) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and never answers
         url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
         found = scrape(serve(broker_url=url, result_url=url))

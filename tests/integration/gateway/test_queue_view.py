@@ -67,12 +67,12 @@ def test_every_queue_shows_what_waits_and_who_works(
     assert (embed["consumers"], embed["rate_per_s"], embed["probe"]["state"]) == (0, 0, "late")
     assert 180 <= embed["oldest_age_s"] < 300
     prepare = queue_of(overview(), "prepare")
-    assert (round(prepare["oldest_age_s"]), prepare["probe"]["state"]) == (180, "ok")
+    assert (180 <= prepare["oldest_age_s"] < 300, prepare["probe"]["state"]) == (True, "ok")
 
     worker = spawn("darkroom-scheduler", "finalize")
     eventually(lambda: queue_of(overview(), "finalize")["consumers"] == 1, within_s=90)
     put_fences(broker_url, redis_url, "finalize", 5)
-    busy = eventually(lambda: (found := overview())["workers"][0]["handled"] == 5 and found, within_s=60)
+    busy = eventually(lambda: (found := overview())["workers"] and found["workers"][0]["handled"] == 5 and found)
     finalize = queue_of(busy, "finalize")
     assert (finalize["depth"], finalize["in_hand"]) == (0, 0)
     assert 0 < finalize["rate_per_s"] <= 2.5

@@ -22,7 +22,7 @@ from darkroom.rpc.v1 import darkroom_pb2 as pb
 from darkroom.rpc.v1.darkroom_pb2_grpc import DarkroomStub
 from darkroom_cli.servers import ChildProcess, reserve_port
 
-GRACE_S = 3
+GRACE_S = 10
 HALF, WHOLE = 4 * CHUNK_BYTES, 8 * CHUNK_BYTES
 
 on_redis = pytest.mark.parametrize("broker_url", ["redis"], indirect=True)
@@ -99,12 +99,12 @@ def test_calls_in_hand_are_finished_or_told_to_come_back(
             with pytest.raises(grpc.RpcError) as cut:
                 list(watch)
             assert refused(cut.value).slug == "gateway-stopping"
-        with pytest.raises(httpx.ConnectError):
-            eventually(lambda: httpx.get(f"{url}/healthz") and False)
-        assert gateway.is_running
         # Two clients are done in time, two are not.
         uploads[0].go_on()
         streams[0].go_on()
+        with pytest.raises(httpx.ConnectError):
+            eventually(lambda: httpx.get(f"{url}/healthz") and False)
+        assert gateway.is_running
         status, headers, _ = uploads[0].answer()
         assert (status, headers["connection"]) == (202, "close")
         assert streams[0].call.result().image.status == pb.IMAGE_STATUS_ACCEPTED

@@ -403,7 +403,7 @@ def test_a_200_mb_upload_does_not_grow_the_process(
     eventually(lambda: is_up(url), within_s=120)
     pid = child.pid or 0
     size = 200_000_000
-    warm = httpx.post(f"{url}/v1/images", files=[("file", ("warm.jpg", picture(1, 1_000_000)))])
+    warm = httpx.post(f"{url}/v1/images", files=[("file", ("warm.jpg", picture(1, 1_000_000)))], timeout=60)
     assert warm.status_code == 202
     large = tmp_path / "large.jpg"
     with large.open("wb") as file:
@@ -431,7 +431,7 @@ def test_a_200_mb_upload_does_not_grow_the_process(
 def test_the_command_logs_json_and_ends_on_sigterm(process: tuple[ChildProcess, str], tmp_path: Path) -> None:
     child, url = process
     eventually(lambda: is_up(url), within_s=120)
-    assert httpx.post(f"{url}/v1/images", files=[("file", ("a.jpg", picture(1)))]).status_code == 202
+    assert httpx.post(f"{url}/v1/images", files=[("file", ("a.jpg", picture(1)))], timeout=60).status_code == 202
     child.stop()
     lines = [json.loads(line) for line in (tmp_path / "gateway.log").read_text().splitlines()]
     (request,) = [line for line in lines if line["event"] == "http.request" and line["method"] == "POST"]

@@ -134,7 +134,5 @@ def _publish(producer: Producer, unpublished: UnpublishedEvent) -> None:
             exchange=topology.EVENTS.name,
             delivery_mode="persistent",
             message_id=str(event.id),
-            retry=False,
-            timeout=1,
-            confirm_timeout=1,
+            **PUBLISH_OPTIONS,
         )
