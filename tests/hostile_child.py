@@ -84,8 +84,9 @@ def _take_what_is_free() -> list[bytearray]:
     """The free blocks of the heap that a long test run has left, in our hands: a decode in them would need no more."""
     taken = []
     for size in (2**24, 2**22, 2**20, 2**16):
-        before = ceilings.private_bytes()
-        while ceilings.private_bytes() == before:
+        # More than what Python itself takes and gives back between two looks.
+        grown = ceilings.private_bytes() + max(2 * size, 2**22)
+        while ceilings.private_bytes() < grown:
             taken.append(bytearray(size))
     return taken
 
@@ -100,7 +101,7 @@ def _measured(data: bytes, limits: Limits) -> Ended:
             image = prepare(data, limits)
             end, said = READY, ""
         except PictureProblem as problem:
-            end, said = problem.slug, str(problem)
+            end, said = problem.slug, f"{problem} {problem.problem.remedy or ''}".strip()
         except Exception as error:
             end, said = type(error).__name__, str(error)
     return Ended(end, said, image, time.process_time() - begun_s, _peak_bytes() - before)

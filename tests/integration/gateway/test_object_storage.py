@@ -59,10 +59,10 @@ def test_downloads_go_straight_to_the_bucket_where_that_is_set(
     answer = gateway.http.get(path)
 
     assert (answer.status_code, answer.headers["cache-control"]) == (307, "private, max-age=30")
-    direct = httpx.get(answer.headers["location"])
+    direct = httpx.get(answer.headers["location"], timeout=60)
     assert (direct.status_code, direct.headers["content-type"]) == (200, "image/webp")
     assert gateway.http.head(path).status_code == 200
-    original = httpx.get(gateway.http.get(f"/v1/images/{image['id']}/original").headers["location"])
+    original = httpx.get(gateway.http.get(f"/v1/images/{image['id']}/original").headers["location"], timeout=60)
     assert original.content == picture(1)
 
 
@@ -78,7 +78,11 @@ def test_a_photo_goes_all_the_way_through_a_bucket(
     s3_env: dict[str, str], tmp_path: Path, spawn: Callable[..., ChildProcess]
 ) -> None:
     port = reserve_port()
-    settings = s3_env | {"DARKROOM_HTTP_PORT": str(port), "DARKROOM_WORKER_CONCURRENCY": "1"}
+    settings = s3_env | {
+        "DARKROOM_HTTP_PORT": str(port),
+        "DARKROOM_WORKER_CONCURRENCY": "1",
+        "DARKROOM_SEARCH_TIMEOUT_MS": "60000",
+    }
     for command, *arguments in (
         ("darkroom-gateway",),
         ("darkroom-thumbnailer",),
@@ -86,7 +90,7 @@ def test_a_photo_goes_all_the_way_through_a_bucket(
         ("darkroom-scheduler", "finalize"),
     ):
         spawn(command, *arguments, **settings)
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=90) as client:
 
         def is_ready() -> bool:
             """a photo could be taken through"""

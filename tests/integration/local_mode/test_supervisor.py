@@ -208,9 +208,9 @@ except StopRequested as exc:
     said, _ = process.communicate(timeout=90)
     assert said == "stopped by SIGTERM\n"
     eventually(lambda: not living(pids))
-    assert not [
-        process for process in psutil.process_iter(["environ"]) if str(tmp_path) in str(process.info["environ"])
-    ]
+    eventually(
+        lambda: not [each for each in psutil.process_iter(["environ"]) if str(tmp_path) in str(each.info["environ"])]
+    )
 
 
 def test_a_second_supervisor_on_the_same_folder_is_refused(supervisor: Supervisor) -> None:

@@ -165,7 +165,7 @@ def test_time_before_the_batch_is_waiting_and_the_batch_is_work(task: str) -> No
     measuring.begin(request)
     waited = waits()
     assert waited[0] == count + 1
-    assert waited[1] - seconds == pytest.approx(5, abs=2)
+    assert 4.99 < waited[1] - seconds < 60
     request.on_accepted(1, time.monotonic() + 100)  # handed to Celery when its batch is done: not a second wait
     assert waits() == waited
     request.acknowledge()

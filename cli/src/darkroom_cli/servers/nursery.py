@@ -26,8 +26,8 @@ from darkroom_cli.servers.process import ChildProcess, Running, ServerError
 
 logger = logging.getLogger(__name__)
 
-STATUS_TIMEOUT_S = 5.0
-"""How long a nursery may take to tell how a fork has ended."""
+STATUS_TIMEOUT_S = 60.0
+"""How long a nursery may take to tell how a fork has ended; that it has died itself is seen at once."""
 
 
 def can_fork() -> bool:
