@@ -97,10 +97,10 @@ def browsing(folder: Path) -> Iterator[Page]:
 
         def address() -> str | None:
             """The page's socket."""
-            targets = httpx.get(f"http://127.0.0.1:{port}/json", trust_env=False).json()
+            targets = httpx.get(f"http://127.0.0.1:{port}/json", timeout=ANSWER_S, trust_env=False).json()
             return next((each["webSocketDebuggerUrl"] for each in targets if each["type"] == "page"), None)
 
-        with connect(eventually(address), max_size=None, proxy=None) as connection:
+        with connect(eventually(address), open_timeout=ANSWER_S, max_size=None, proxy=None) as connection:
             page = Page(connection)
             for domain in ("Page", "Runtime", "Log"):
                 page.call(f"{domain}.enable")
