@@ -47,16 +47,16 @@ def impatience() -> None:
 
 
 @pytest.fixture
-def patience(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def patience(request: pytest.FixtureRequest) -> Iterator[None]:
     """In all other tests it waits longer: on a busy machine, a server that is well may stand still for seconds."""
-    if "impatience" in request.fixturenames:
-        return
-
-    monkeypatch.setattr("gateway.bootstrap.bound_publishing", publish_patiently)
-    for option in ("timeout", "confirm_timeout"):
-        monkeypatch.setitem(PUBLISH_OPTIONS, option, PATIENCE_S)
-    for module in ("figures", "pressure", "queues", "rest.system", "tasks"):
-        monkeypatch.setattr(f"gateway.{module}.ANSWER_S", PATIENCE_S)
+    with pytest.MonkeyPatch.context() as patch:  # a test may undo its own
+        if "impatience" not in request.fixturenames:
+            patch.setattr("gateway.bootstrap.bound_publishing", publish_patiently)
+            for option in ("timeout", "confirm_timeout"):
+                patch.setitem(PUBLISH_OPTIONS, option, PATIENCE_S)
+            for module in ("figures", "pressure", "queues", "rest.system", "tasks"):
+                patch.setattr(f"gateway.{module}.ANSWER_S", PATIENCE_S)
+        yield
 
 
 @pytest.fixture

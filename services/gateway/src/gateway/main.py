@@ -24,6 +24,9 @@ from gateway.settings import GatewaySettings
 ANSWER_S = 2
 """For the answers to uploads that outlast the grace time; what is still in flight after it is cut off."""
 
+HELD_UP_S = 10
+"""The libraries' own cuts come so much later: who was held up when the grace time ended can still answer then."""
+
 
 class Server(uvicorn.Server):
     """Serves the application. When it is told to stop, gRPC drains at the same time and event streams end at once.
@@ -41,8 +44,22 @@ class Server(uvicorn.Server):
         gateway.events.close()  # they would never end alone
         if self._app.state.rpc is not None:
             self._app.state.rpc.begin_draining()  # its end is awaited by the application's
-        asyncio.get_running_loop().call_later(gateway.settings.shutdown_grace_s, gateway.receiving.end)
+        asyncio.get_running_loop().call_later(gateway.settings.shutdown_grace_s, self._hand_back)
         await super().shutdown(sockets)
+
+    def _hand_back(self) -> None:
+        self._app.state.gateway.receiving.end()
+        # From now on, however late it is: with a moment of its own, the cut would come before any answer.
+        asyncio.get_running_loop().call_later(ANSWER_S, self._cut)
+
+    def _cut(self) -> None:
+        if self._app.state.rpc is not None:
+            self._app.state.rpc.cut()
+        for task in self.server_state.tasks:
+            task.cancel()
+        # As after uvicorn's own cut, nobody waits for them.
+        self.server_state.tasks.clear()
+        self.server_state.connections.clear()
 
 
 def main() -> None:
@@ -55,7 +72,7 @@ def main() -> None:
     configure_logs("gateway", settings)
     # uvicorn raises a signal once more when it has stopped in order, and the default would end us with an error.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    cut_after_s = settings.shutdown_grace_s + ANSWER_S
+    cut_after_s = settings.shutdown_grace_s + ANSWER_S + HELD_UP_S
     app = create_app(settings, partial(listening, grace_s=cut_after_s))
     config = uvicorn.Config(
         app,

@@ -63,6 +63,7 @@ class RpcServer:
         self._grace_s = grace_s
         self._health = Health(SERVICE)
         self._ending: asyncio.Task[None] | None = None
+        self._cutting: asyncio.Task[None] | None = None
         self._answers = Answers(SERVICE)
         self._server = grpc.aio.server(interceptors=(self._answers,), options=_OPTIONS)
         add_DarkroomServicer_to_server(DarkroomService(gateway), self._server)
@@ -104,6 +105,10 @@ class RpcServer:
             before, now = now, time.monotonic()
             if now - before > 2 * TICK_S:
                 attentive_since = now
+
+    def cut(self) -> None:
+        """Ends the calls in flight before the grace time is over."""
+        self._cutting = asyncio.ensure_future(self._server.stop(None))
 
     async def drain(self) -> None:
         """Begins it if it has not begun, and returns when the last call has ended."""
