@@ -192,12 +192,14 @@ time.sleep(600)
 
 def test_a_signal_while_a_slow_server_starts_leaves_nothing_running(tmp_path: Path) -> None:
     script = f"""
+import threading
 from pathlib import Path
 from darkroom_cli.servers import RabbitServer
 from darkroom_cli.supervisor import StopRequested, Supervisor
 try:
     with Supervisor(Path({str(tmp_path / "data")!r})) as supervisor:
         supervisor.start("rabbitmq", RabbitServer(Path({str(tmp_path / "rabbitmq")!r})))
+        threading.Event().wait()  # it was quicker than the signal
 except StopRequested as exc:
     print("stopped by", exc)
 """
