@@ -516,7 +516,17 @@ def saying_extent(name: str, side_px: int) -> bytes:
 def _bombs() -> Iterator[Hostile]:
     """Small files that unpack to more than a decode may have (`MEMORY_BYTES`), or to more frames than one may have."""
     memory, frames = _one("image-needs-too-much-memory"), _one("too-many-frames")
-    yield Hostile("PNG that unpacks a thousandfold", lambda: png(8000, 8000, bytes(24_001) * 8000), memory)
+    yield Hostile(
+        "interlaced PNG that unpacks a thousandfold",
+        lambda: png(8000, 8000, bytes(24_002) * 8000, interlace=1),
+        memory,
+    )
+    yield Hostile(
+        "PNG that unpacks a thousandfold, row by row",
+        lambda: png(8000, 8000, bytes(24_001) * 8000),
+        _one(READY),
+        shown=lambda: Image.new("RGB", (1600, 1600)),
+    )
     yield Hostile("PNG with notes of 70 MB", lambda: png_with_notes(70), memory | DAMAGED)
     yield Hostile(
         "PNG with a profile of 64 MB",

@@ -66,7 +66,7 @@ def test_computing_time_is_counted_for_one_stretch_alone() -> None:
 
 
 HUNGRY = {
-    "pixels of a PNG": lambda: png(8000, 8000, bytes(24_001) * 8000),
+    "pixels of an interlaced PNG": lambda: png(8000, 8000, bytes(24_002) * 8000, interlace=1),
     "coefficients of a progressive JPEG": lambda: encoded(Image.new("CMYK", (8000, 5000)), "JPEG", progressive=True),
     "canvas of a WebP": lambda: encoded(Image.new("RGB", (8000, 5000)), "WEBP", method=0),
     "planes of an AVIF": lambda: encoded(Image.new("RGB", (8000, 5000)), "AVIF", speed=10, max_threads=1),

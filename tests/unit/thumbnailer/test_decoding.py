@@ -321,7 +321,7 @@ def test_a_jpeg_is_decoded_no_larger_than_needed(
 ) -> None:
     seen = []
     shrink = decoding._shrink
-    monkeypatch.setattr(decoding, "_shrink", lambda image, target: seen.append(image.size) or shrink(image, target))
+    monkeypatch.setattr(decoding, "_shrink", lambda image, *rest: seen.append(image.size) or shrink(image, *rest))
     decode(encoded(plain("RGB", RED).resize(size), "JPEG"), LIMITS)
     assert seen == [decoded]
 

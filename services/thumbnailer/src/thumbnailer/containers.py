@@ -19,9 +19,12 @@ AVIF_BRANDS = {b"avif", b"avis"}
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 """Inside coded data, 0xFF is always followed by 0 or is a restart mark; before a marker, more of them may stand."""
 
+PNG_MARK = b"\x89PNG\r\n\x1a\n"
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 PNG_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 """Of an interlaced PNG: first column and row, then the steps to the next ones."""
+
+_WEBP_ALPHA = 0x10
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF")
 
@@ -45,7 +48,7 @@ def picture_format(data: bytes) -> str:
     start = data[:16]
     if start.startswith(b"\xff\xd8\xff"):
         return "JPEG"
-    if start.startswith(b"\x89PNG\r\n\x1a\n"):
+    if start.startswith(PNG_MARK):
         return "PNG"
     if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
         return "WEBP"
@@ -132,21 +135,22 @@ def has_all_rows(png: bytes) -> bool:
         if columns > 0:
             wanted += max(0, rows) * (1 + (columns * bits + 7) // 8)
     inflate = zlib.decompressobj()
-    for piece in _png_data(png):
+    for piece in png_data(png):
         while piece and wanted > 0:
             wanted -= len(inflate.decompress(piece, 2**20))
             piece = inflate.unconsumed_tail
     return wanted <= len(inflate.flush()) if wanted > 0 else True
 
 
-def _png_data(png: bytes) -> Iterator[bytes]:
-    """The pieces of compressed data, up to the first chunk of another kind behind them: so far decoders read."""
+def png_data(png: bytes) -> Iterator[bytes]:
+    """The pieces of compressed data, none empty, up to the first other chunk behind them: so far decoders read."""
     at, is_begun = 8, False
     while True:
         length, kind = struct.unpack_from(">I4s", png, at)
         if kind == b"IDAT":
             is_begun = True
-            yield png[at + 8 : at + 8 + length]
+            if length:
+                yield png[at + 8 : at + 8 + length]
         elif is_begun:
             return
         at += 12 + length
@@ -204,10 +208,8 @@ def _webp(data: bytes) -> Container:
     end = 8 + struct.unpack_from("<I", data, 4)[0]
     if len(data) < end:
         raise problems.truncated("WEBP", f"it has {len(data)} bytes and says that there are {end}")
-    size, frames, at = None, 0, 12
-    while at + 8 <= end:
-        kind, length = struct.unpack_from("<4sI", data, at)
-        payload = at + 8
+    size, frames = None, 0
+    for kind, payload, _ in _webp_chunks(data, end):
         if kind == b"VP8X" and size is None:
             extents = data[payload + 4 : payload + 10]
             size = int.from_bytes(extents[:3], "little") + 1, int.from_bytes(extents[3:], "little") + 1
@@ -219,10 +221,33 @@ def _webp(data: bytes) -> Container:
             size = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
         elif kind == b"ANMF":
             frames += 1
-        at = payload + length + (length & 1)
     if size is None:
         raise problems.corrupt("WEBP", "it holds no picture")
     return Container(frames=max(1, frames), size=size)
+
+
+def webp_still(data: bytes) -> bytes | None:
+    """A WebP with the picture alone of one whose container is complete; None where that is an animation."""
+    chunks = []
+    for kind, start, length in _webp_chunks(data, 8 + struct.unpack_from("<I", data, 4)[0]):
+        payload = data[start : start + length]
+        if kind == b"VP8X":  # where alpha is coded by itself, as this says
+            payload = bytes([payload[0] & _WEBP_ALPHA]) + payload[1:]
+        if kind in (b"VP8X", b"ALPH", b"VP8 ", b"VP8L"):
+            chunks.append(kind + struct.pack("<I", length) + payload + bytes(length & 1))
+        if kind in (b"VP8 ", b"VP8L"):
+            body = b"WEBP" + b"".join(chunks)
+            return b"RIFF" + struct.pack("<I", len(body)) + body
+    return None
+
+
+def _webp_chunks(data: bytes, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Of each chunk its kind, and where its payload starts and how long that is."""
+    at = 12
+    while at + 8 <= end:
+        kind, length = struct.unpack_from("<4sI", data, at)
+        yield kind, at + 8, length
+        at += 8 + length + (length & 1)
 
 
 def _tiff(data: bytes, frame_limit: int) -> Container:

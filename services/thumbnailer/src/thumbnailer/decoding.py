@@ -33,8 +33,8 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
-from thumbnailer import ceilings, containers, problems
-from thumbnailer.resampling import resample
+from thumbnailer import ceilings, containers, plain, problems
+from thumbnailer.resampling import picture, resample, resampled
 
 # One picture at a time on one core in each worker process: more threads would only take the neighbours' cores.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
@@ -176,11 +176,8 @@ def _decode(data: bytes, limits: Limits) -> Photo:
     with _blaming_the_picture(header.format, (header.width, header.height), limits):
         if header.format == "JPEG":
             image.draft(None, stored_size)
-        image.load()
-        if not _is_whole(header.format, data, image):
-            raise problems.truncated(header.format, "its pixels end before the last one")
         profile = image.info.get("icc_profile")
-        image = _to_srgb(_shrink(image, stored_size), profile)
+        image = _to_srgb(_shrink(image, stored_size, header, data), profile)
     if orientation in TRANSPOSITIONS:
         image = image.transpose(TRANSPOSITIONS[orientation])
     image.info = {}
@@ -276,16 +273,40 @@ def _coarse(jpeg: bytes) -> bytes:
     return image.tobytes()
 
 
-def _shrink(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def _shrink(image: Image.Image, size: tuple[int, int], header: Header, data: bytes) -> Image.Image:
     """The picture at `size` in 8 bits a channel, mode L, La, RGB, RGBa, CMYK or LAB; alpha is premultiplied.
 
-    The picture that it is made of is used up.
+    The picture that it is made of, of which nothing is loaded yet, is used up.
     """
-    values = _value_range(image)
+    width, height = image.size
     # Averaging whole blocks first is several times faster than resampling everything, and leaves a ratio below 2.
-    factor = max(1, min(image.width // size[0], image.height // size[1]))
+    factor = max(1, min(width // size[0], height // size[1]))
+    is_covered = width % factor == height % factor == 0
+    pixels = plain.reduced(header.format, data, image, factor) if header.frames == 1 else None
+    if pixels is not None:
+        mode = "RGB" if pixels.shape[2] == 3 else "RGBa"
+        if is_covered:
+            pixels = resampled(pixels, size)
+        reduced = picture(pixels, mode)
+    else:
+        image.load()
+        if not _is_whole(header.format, data, image):
+            raise problems.truncated(header.format, "its pixels end before the last one")
+        reduced = _reduced(image, factor)
+    if reduced is not image:
+        image.close()
+    if is_covered:
+        return resample(reduced, size, used_up=True)
+    # The last block of a row or column is a partial one: the box counts only the part that is there.
+    covered = (0, 0, width / factor, height / factor)
+    return reduced.resize(size, Image.Resampling.BICUBIC, box=covered)
+
+
+def _reduced(image: Image.Image, factor: int) -> Image.Image:
+    """The picture in 8 bits a channel, averaged over blocks of `factor` x `factor` pixels."""
+    values = _value_range(image)
     if factor == 1:
-        return resample(_eight_bit(image, values), size, used_up=True)
+        return _eight_bit(image, values)
     # In bands, so that the copies which the conversions make stay small beside the decoded picture itself.
     rows = factor * 128
     reduced: Image.Image | None = None
@@ -297,12 +318,7 @@ def _shrink(image: Image.Image, size: tuple[int, int]) -> Image.Image:
         reduced.paste(band, (0, top // factor))
     if reduced is None:
         raise ValueError("a picture without rows")
-    image.close()
-    if image.width % factor == image.height % factor == 0:
-        return resample(reduced, size, used_up=True)
-    # The last block of a row or column is a partial one: the box counts only the part that is there.
-    covered = (0, 0, image.width / factor, image.height / factor)
-    return reduced.resize(size, Image.Resampling.BICUBIC, box=covered)
+    return reduced
 
 
 def _value_range(image: Image.Image) -> tuple[float, float]:

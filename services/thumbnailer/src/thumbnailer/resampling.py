@@ -14,7 +14,11 @@ cv2.setNumThreads(1)
 # Up to here a cubic filter, which looks at four pixels, misses none; beyond, all that a pixel covers are averaged.
 CUBIC_RATIO = 1.5
 
-STRIP_BYTES = 2**19
+# Pillow holds RGB with a fourth channel, which is nothing. OpenCV resamples four channels a third faster than three;
+# in larger pictures their memory counts for more.
+PADDED_PIXELS = 4_000_000
+
+STRIP_BYTES = 2**18
 
 _PREMULTIPLIED = {"LA": "La", "RGBA": "RGBa"}
 
@@ -35,6 +39,12 @@ def resample(image: Image.Image, size: tuple[int, int], *, used_up: bool = False
     mode, pixels = image.mode, _pixels(image)
     if used_up:
         image.close()
+    pixels = resampled(pixels, size)
+    return picture(pixels, mode)
+
+
+def resampled(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The pixels, uint8 (height, width[, channels]), at `size` (width, height), which is at most their own."""
     height, width = pixels.shape[:2]
     factor = min(width // size[0], height // size[1])
     if factor > 1:
@@ -42,22 +52,30 @@ def resample(image: Image.Image, size: tuple[int, int], *, used_up: bool = False
         reduced = (math.ceil(width / factor), math.ceil(height / factor))
         pixels = cv2.resize(pixels, reduced, interpolation=cv2.INTER_AREA)
     height, width = pixels.shape[:2]
-    if (width, height) != size:
-        ratio = max(width / size[0], height / size[1])
-        interpolation = cv2.INTER_CUBIC if ratio < CUBIC_RATIO else cv2.INTER_AREA
-        pixels = cv2.resize(pixels, size, interpolation=interpolation)
-    return Image.frombuffer(mode, size, pixels, "raw", mode, 0, 1)
+    if (width, height) == size:
+        return pixels
+    ratio = max(width / size[0], height / size[1])
+    interpolation = cv2.INTER_CUBIC if ratio < CUBIC_RATIO else cv2.INTER_AREA
+    return cv2.resize(pixels, size, interpolation=interpolation)
+
+
+def picture(pixels: np.ndarray, mode: str) -> Image.Image:
+    """The picture of such pixels, a copy of them; RGB may have a fourth channel, which is nothing."""
+    raw = "RGBX" if mode == "RGB" and pixels.shape[2] == 4 else mode
+    return Image.frombytes(mode, pixels.shape[1::-1], pixels, "raw", raw)
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
-    """A copy of the pixels, shape (height, width) or (height, width, channels), uint8.
+    """A copy of the pixels, uint8, (height, width) or (height, width, channels), of which RGB may have four.
 
     Strip by strip: Pillow hands out a whole picture by way of two copies at once.
     """
-    bands = len(image.getbands())
-    pixels = np.empty((image.height, image.width, bands) if bands > 1 else (image.height, image.width), np.uint8)
-    rows = max(1, STRIP_BYTES // (image.width * bands))
+    raw = "RGBX" if image.mode == "RGB" and image.width * image.height <= PADDED_PIXELS else image.mode
+    channels = 4 if raw == "RGBX" else len(image.getbands())
+    pixels = np.empty((image.height, image.width, channels), np.uint8)
+    rows = max(1, STRIP_BYTES // (image.width * channels))
     for top in range(0, image.height, rows):
         bottom = min(top + rows, image.height)
-        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
-    return pixels
+        strip = image.crop((0, top, image.width, bottom)).tobytes("raw", raw)
+        pixels[top:bottom] = np.frombuffer(strip, np.uint8).reshape(bottom - top, image.width, channels)
+    return pixels if channels > 1 else pixels[..., 0]

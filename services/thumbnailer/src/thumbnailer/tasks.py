@@ -96,6 +96,7 @@ class Photo:
         data = self._store.get(original_key)
         with self._tries.guard(delivery.task_id), within_time(self._soft_limit_s):
             photo = self._decode(data)
+            del data  # the file is as large as what encoding takes
             with encoding("large"):
                 large = rendering.render_large(photo, message.recipe.output)
             with encoding("proxy"):

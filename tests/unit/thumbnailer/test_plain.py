@@ -1,0 +1,155 @@
+"""Plain PNG and WebP, decoded by OpenCV: pixel for pixel what Pillow decodes, and what is not plain is left to it."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from pictures import encoded, exif, landscape, png_chunk
+from PIL import Image
+
+from thumbnailer import containers, plain
+
+COLOURS = {2: "RGB", 6: "RGBA"}
+
+
+def noise(mode: str, width: int, height: int) -> Image.Image:
+    channels = np.random.default_rng(5).integers(0, 256, (height, width, len(mode)), np.uint8)
+    return Image.fromarray(channels)
+
+
+def reduced(data: bytes, factor: int = 1) -> np.ndarray | None:
+    image = Image.open(io.BytesIO(data))
+    return plain.reduced(str(image.format), data, image, factor)
+
+
+def by_pillow(data: bytes, factor: int = 1) -> np.ndarray:
+    image = Image.open(io.BytesIO(data))
+    return np.asarray((image.convert("RGBa") if image.mode == "RGBA" else image).reduce(factor))
+
+
+def filtered_png(colour: int, width: int, height: int, pieces: int = 1, level: int = 6) -> bytes:
+    """A PNG of random rows with a random filter each, its data in so many chunks, between empty ones."""
+    random = np.random.default_rng(width)
+    rows = random.integers(0, 256, (height, 1 + width * len(COLOURS[colour])), np.uint8)
+    rows[:, 0] = random.integers(0, 5, height)
+    coded = zlib.compress(rows.tobytes(), level)
+    size = -(-len(coded) // pieces)
+    parts = [coded[at : at + size] for at in range(0, len(coded), size)]
+    header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
+    data = b"".join(png_chunk(b"IDAT", part) + png_chunk(b"IDAT", b"") for part in parts)
+    return containers.PNG_MARK + png_chunk(b"IHDR", header) + data + png_chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (331, 1), (97, 64), (64, 257)], ids=str)
+@pytest.mark.parametrize(("pieces", "level"), [(1, 6), (7, 0), (300, 9)])
+@pytest.mark.parametrize("band_bytes", [1, 1000, plain.BAND_BYTES])
+def test_every_filter_of_a_png_is_undone_as_pillow_does(
+    monkeypatch: pytest.MonkeyPatch, colour: int, size: tuple[int, int], pieces: int, level: int, band_bytes: int
+) -> None:
+    monkeypatch.setattr(plain, "BAND_BYTES", band_bytes)
+    data = filtered_png(colour, *size, pieces, level)
+    assert np.array_equal(reduced(data), by_pillow(data))
+
+
+@pytest.mark.parametrize("mode", COLOURS.values())
+@pytest.mark.parametrize("options", [{"lossless": True}, {"lossless": False, "quality": 70}], ids=str)
+@pytest.mark.parametrize("with_notes", [False, True])
+def test_a_webp_is_decoded_to_the_pixels_that_pillow_finds(
+    mode: str, options: dict[str, object], with_notes: bool
+) -> None:
+    notes = {"exif": exif(orientation=6), "icc_profile": b"none", "xmp": b"<x/>"} if with_notes else {}
+    data = encoded(noise(mode, 97, 65), "WEBP", **options, **notes)
+    assert np.array_equal(reduced(data), by_pillow(data))
+
+
+@pytest.mark.parametrize("name", ["PNG", "WEBP"])
+@pytest.mark.parametrize("mode", COLOURS.values())
+@pytest.mark.parametrize("size", [(120, 90), (121, 91), (119, 89)], ids=str)
+@pytest.mark.parametrize("factor", [2, 3, 7])
+def test_blocks_are_averaged_as_pillow_averages_them(
+    monkeypatch: pytest.MonkeyPatch, name: str, mode: str, size: tuple[int, int], factor: int
+) -> None:
+    monkeypatch.setattr(plain, "BAND_BYTES", 5000)
+    data = encoded(noise(mode, *size), name)
+    assert np.array_equal(reduced(data, factor), by_pillow(data, factor))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "I;16"])
+def test_a_png_of_other_colours_is_left_to_pillow(mode: str) -> None:
+    assert reduced(encoded(landscape(40, 30).convert("L" if mode == "I;16" else "RGB").convert(mode), "PNG")) is None
+
+
+def test_a_png_with_a_transparent_colour_is_left_to_pillow() -> None:
+    assert reduced(encoded(landscape(40, 30), "PNG", transparency=(1, 2, 3))) is None
+
+
+@pytest.mark.parametrize("depth_and_rest", [(16, 2, 0, 0, 0), (8, 2, 0, 0, 1)], ids=["16 bits", "interlaced"])
+def test_a_png_of_16_bits_or_interlaced_is_left_to_pillow(depth_and_rest: tuple[int, ...]) -> None:
+    whole = encoded(landscape(40, 30), "PNG")
+    header = whole[16:24] + bytes(depth_and_rest)
+    assert reduced(whole[:8] + png_chunk(b"IHDR", header) + whole[33:]) is None
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_an_animated_webp_is_left_to_pillow(frames: int) -> None:
+    others = [landscape(40, 30, seed) for seed in range(1, frames)]
+    data = encoded(landscape(40, 30), "WEBP", save_all=True, append_images=others)
+    still = b"ANIM" not in data
+    assert (reduced(data) is None) != still
+
+
+@pytest.mark.parametrize("name", ["JPEG", "GIF", "TIFF", "BMP"])
+def test_other_formats_are_left_to_pillow(name: str) -> None:
+    assert reduced(encoded(landscape(40, 30), name)) is None
+
+
+def test_a_webp_that_opencv_cannot_decode_is_left_to_pillow() -> None:
+    data = bytearray(encoded(landscape(40, 30), "WEBP"))
+    image = Image.open(io.BytesIO(data))
+    data[30:] = bytes(len(data) - 30)
+    assert plain.reduced("WEBP", bytes(data), image, 1) is None
+
+
+def black_png(rows: bytes) -> bytes:
+    """A PNG of 40 x 30 pixels that has these rows."""
+    whole = encoded(Image.new("RGB", (40, 30)), "PNG")
+    return whole[:33] + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("missing", [1, 30, 120, 121, 3000, 3630])
+def test_a_png_whose_rows_are_not_all_there_is_left_to_pillow(missing: int) -> None:
+    assert reduced(black_png(bytes(121 * 30))) is not None
+    assert reduced(black_png(bytes(121 * 30 - missing))) is None
+
+
+@pytest.mark.parametrize("row", [0, 29])
+def test_a_png_with_a_filter_that_does_not_exist_is_left_to_pillow(row: int) -> None:
+    rows = bytearray(121 * 30)
+    rows[121 * row] = 5
+    assert reduced(black_png(rows)) is None
+
+
+def test_a_png_whose_compressed_data_are_damaged_is_left_to_pillow() -> None:
+    whole = black_png(bytes(121 * 30))
+    coded = bytearray(zlib.compress(np.random.default_rng(1).bytes(121 * 30)))
+    coded[2:40] = b"\xff" * 38
+    assert reduced(whole[:33] + png_chunk(b"IDAT", bytes(coded)) + png_chunk(b"IEND", b"")) is None
+
+
+def test_opencv_gets_no_notes_of_a_webp() -> None:
+    noted = encoded(
+        noise("RGBA", 40, 30), "WEBP", lossless=False, exif=exif(orientation=6), icc_profile=b"mine", xmp=b"<x/>"
+    )
+    still = containers.webp_still(noted)
+    assert still is not None
+    assert [kind for kind in (b"VP8X", b"ALPH", b"VP8 ", b"EXIF", b"ICCP", b"XMP ") if kind in still] == [
+        b"VP8X",
+        b"ALPH",
+        b"VP8 ",
+    ]
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(still))), np.asarray(Image.open(io.BytesIO(noted))))
