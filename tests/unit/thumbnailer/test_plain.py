@@ -45,7 +45,7 @@ def filtered_png(colour: int, width: int, height: int, pieces: int = 1, level: i
 
 
 @pytest.mark.parametrize("colour", COLOURS)
-@pytest.mark.parametrize("size", [(1, 1), (1, 300), (331, 1), (97, 64), (64, 257)], ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (331, 1), (97, 64), (64, 257), (331, 150)], ids=str)
 @pytest.mark.parametrize(("pieces", "level"), [(1, 6), (7, 0), (300, 9)])
 @pytest.mark.parametrize("band_bytes", [1, 1000, plain.BAND_BYTES])
 def test_every_filter_of_a_png_is_undone_as_pillow_does(

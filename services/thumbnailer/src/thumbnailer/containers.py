@@ -23,8 +23,11 @@ PNG_MARK = b"\x89PNG\r\n\x1a\n"
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 PNG_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 """Of an interlaced PNG: first column and row, then the steps to the next ones."""
+_PIECE_BYTES = 2**16
+"""Of a PNG's compressed data at a time: what a decompressor leaves over, it copies."""
 
 _WEBP_ALPHA = 0x10
+"""The flag of a WebP that says: with alpha."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF")
 
@@ -148,9 +151,9 @@ def png_data(png: bytes) -> Iterator[bytes]:
     while True:
         length, kind = struct.unpack_from(">I4s", png, at)
         if kind == b"IDAT":
-            is_begun = True
-            if length:
-                yield png[at + 8 : at + 8 + length]
+            is_begun, end = True, at + 8 + length
+            for start in range(at + 8, end, _PIECE_BYTES):
+                yield png[start : min(start + _PIECE_BYTES, end)]
         elif is_begun:
             return
         at += 12 + length
@@ -230,11 +233,12 @@ def webp_still(data: bytes) -> bytes | None:
     """A WebP with the picture alone of one whose container is complete; None where that is an animation."""
     chunks = []
     for kind, start, length in _webp_chunks(data, 8 + struct.unpack_from("<I", data, 4)[0]):
+        if kind not in (b"VP8X", b"ALPH", b"VP8 ", b"VP8L"):
+            continue
         payload = data[start : start + length]
-        if kind == b"VP8X":  # where alpha is coded by itself, as this says
+        if kind == b"VP8X":  # says, among other things, that alpha is coded by itself
             payload = bytes([payload[0] & _WEBP_ALPHA]) + payload[1:]
-        if kind in (b"VP8X", b"ALPH", b"VP8 ", b"VP8L"):
-            chunks.append(kind + struct.pack("<I", length) + payload + bytes(length & 1))
+        chunks.append(kind + struct.pack("<I", length) + payload + bytes(length & 1))
         if kind in (b"VP8 ", b"VP8L"):
             body = b"WEBP" + b"".join(chunks)
             return b"RIFF" + struct.pack("<I", len(body)) + body
