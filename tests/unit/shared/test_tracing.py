@@ -1,5 +1,8 @@
 """Which spans are made, what they say, and which of them are kept."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -12,6 +15,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import Link, SpanKind, StatusCode, get_current_span
+from otlp_receiver import receiving_traces
 from pydantic import ValidationError
 
 from darkroom.celery_app import create_app, request
@@ -346,3 +350,32 @@ def test_a_delivery_that_no_call_asked_for_is_not_traced(app: Celery, exported: 
     begin(app, delivery(traceparent=None), at_s=11)
     assert exported() == {}
     assert not get_current_span().get_span_context().is_valid
+
+
+SENDS_ASIDE = """
+import sys, threading
+from opentelemetry.trace import SpanKind
+from darkroom.telemetry import tracing
+
+tracing.prepare("thumbnailer", "thumbnailer")
+prepared = set(sys.modules)
+context = tracing.context_of("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", None)
+tracing.record_aside("process prepare", 1, 2, {}, "it died", context=context, kind=SpanKind.CONSUMER)
+for thread in threading.enumerate():
+    if thread.name == "tracing-aside":
+        thread.join()
+print(*sorted(set(sys.modules) - prepared))
+"""
+
+
+def test_what_a_parent_sends_aside_imports_nothing_that_a_child_forked_just_then_would_wait_for_for_ever() -> None:
+    with receiving_traces() as backend:
+        done = subprocess.run(
+            [sys.executable, "-c", SENDS_ASIDE],
+            env=os.environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": backend.endpoint},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    assert [span.name for span in backend.spans] == ["process prepare"]
+    assert done.stdout.split() == []

@@ -4,6 +4,7 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -22,8 +23,13 @@ TREE_SPANS = 512
 
 
 def load() -> None:
-    """Imports all that exporting needs, for children forked afterwards to share: 6 MB less in each of them."""
+    """Imports all that exporting needs, for children forked afterwards to share: 6 MB less in each of them.
+
+    And for a thread that exports to import nothing: a child forked just then would wait for that import for ever.
+    """
     OTLPSpanExporter()  # it imports its HTTP client only when it is made
+    for used_late in ("concurrent.futures.thread", "netrc"):  # by the first provider, and by the first request
+        import_module(used_late)
 
 
 def new_provider(
