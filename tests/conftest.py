@@ -18,6 +18,7 @@ from uuid import uuid4
 import httpx
 import psycopg
 import pytest
+from hypothesis import HealthCheck, settings
 from kombu import Connection
 from redis import Redis
 from sqlalchemy import Engine
@@ -29,6 +30,10 @@ from darkroom.settings import DatabaseSettings
 from darkroom_cli.servers import ChildProcess, ForkedProcess, Nursery, PostgresServer, RabbitServer, RedisServer
 
 ResultT = TypeVar("ResultT")
+
+# An example takes as long as the machine lets it.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 def eventually(check: Callable[[], ResultT], *, within_s: float = 60, every_s: float = 0.05) -> ResultT:
