@@ -72,6 +72,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: max(places.get(parent, -1) for parent in item.path.parents))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def patient_connections() -> Iterator[None]:
+    """PostgreSQL, which may stand still on a busy machine, has a minute to take a connection of this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("darkroom.database.engine.CONNECT_S", 60)
+        yield
+
+
 @pytest.fixture(scope="session")
 def server_folder() -> Iterator[Path]:
     """A folder with a short path: PostgreSQL's socket path may have 107 bytes."""

@@ -16,13 +16,16 @@ if TYPE_CHECKING:
 
 _MIGRATION_LOCK = 0x6461726B  # "dark": two services that start at once must not migrate at once
 
+CONNECT_S = 5
+"""Longest wait for a new connection."""
+
 
 def _options(settings: DatabaseSettings) -> dict[str, Any]:
     return {
         "pool_size": settings.database_pool_size,
         "max_overflow": 0,
         "connect_args": {
-            "connect_timeout": 5,
+            "connect_timeout": CONNECT_S,
             # A generic plan would use HNSW for rare filters: 2.5 rows of 10 in 11 ms instead of 10 in 0.85 ms.
             # A transaction that waits this long for a lock, or idles this long in one, is a bug; end it, keep the rest.
             "options": "-c plan_cache_mode=force_custom_plan -c lock_timeout=20s "
