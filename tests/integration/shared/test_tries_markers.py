@@ -1,12 +1,19 @@
 """Markers of risky work, on a real Redis."""
 
+import os
+import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from redis import Redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 from darkroom.errors import PermanentError, TransientError
 from darkroom.tries import MARKER_EXPIRES_S, RUNS_ALONE_FROM, TriesMarkers, died_alone
+from darkroom_cli.servers import RedisServer
 
 
 @pytest.fixture
@@ -75,6 +82,30 @@ def test_a_batch_counts_each_of_its_tasks(tries: TriesMarkers, redis: Redis) -> 
     tries.end("a", "b", "c")
     assert redis.keys("tries:*") == []
     assert tries.unfinished() == []
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path / "redis")
+    server.start()
+    yield server
+    server.stop()
+
+
+def test_a_try_counts_once_however_often_redis_is_asked_to_count_it(own_redis: RedisServer) -> None:
+    impatient = Retry(ConstantBackoff(0.01), 1000)
+    with Redis.from_url(own_redis.url, socket_timeout=0.2, retry=impatient) as redis, ThreadPoolExecutor(1) as thread:
+        tries = TriesMarkers(redis)
+        redis.ping()
+        os.kill(own_redis.pid, signal.SIGSTOP)  # what it is sent meanwhile, it does when it goes on
+        try:
+            begun = thread.submit(tries.begin_together, "a", "b")
+            with pytest.raises(TimeoutError):
+                begun.result(timeout=1)
+        finally:
+            os.kill(own_redis.pid, signal.SIGCONT)
+        assert begun.result() == [1, 1]
+        assert tries.unfinished("a", "b") == [1, 1]
 
 
 def test_a_marker_that_is_left_behind_goes_by_itself(tries: TriesMarkers, redis: Redis) -> None:
