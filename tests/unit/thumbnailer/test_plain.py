@@ -1,4 +1,4 @@
-"""Plain PNG and WebP, decoded by OpenCV: pixel for pixel what Pillow decodes, and what is not plain is left to it."""
+"""Plain JPEG, PNG and WebP, decoded to arrays: pixel for pixel as Pillow does, and what is not plain is left to it."""
 
 from __future__ import annotations
 
@@ -79,6 +79,53 @@ def test_blocks_are_averaged_as_pillow_averages_them(
     assert np.array_equal(reduced(data, factor), by_pillow(data, factor))
 
 
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("scale", [1, 2, 4, 8])
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_a_jpeg_is_decoded_at_scale_to_the_pixels_that_pillow_finds(
+    subsampling: str, progressive: bool, scale: int, factor: int
+) -> None:
+    data = encoded(landscape(901, 700), "JPEG", subsampling=subsampling, progressive=progressive)
+    image, drafted = Image.open(io.BytesIO(data)), Image.open(io.BytesIO(data))
+    for each in (image, drafted):
+        each.draft(None, (900 // scale, 700 // scale))
+    assert drafted.width == -(-901 // scale)
+    assert np.array_equal(plain.reduced("JPEG", data, image, factor), np.asarray(drafted.reduce(factor)))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (7, 1), (8, 8), (17, 9)], ids=str)
+def test_the_smallest_jpegs_are_decoded_to_the_pixels_that_pillow_finds(size: tuple[int, int]) -> None:
+    data = encoded(landscape(*size), "JPEG")
+    assert np.array_equal(reduced(data), by_pillow(data))
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_a_jpeg_of_other_colours_is_left_to_pillow(mode: str) -> None:
+    assert reduced(encoded(landscape(40, 30).convert(mode), "JPEG")) is None
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_libjpeg_warns_of_is_left_to_pillow(progressive: bool) -> None:
+    data = encoded(landscape(400, 300), "JPEG", progressive=progressive)
+    assert reduced(data) is not None
+    assert reduced(data[: len(data) * 3 // 4] + data[-2:]) is None
+
+
+def test_a_jpeg_that_ends_in_grey_is_left_to_pillow() -> None:
+    image = landscape(64, 48)
+    image.paste((128, 128, 128), (48, 32, 64, 48))
+    assert reduced(encoded(image, "JPEG", quality=100, subsampling="4:4:4")) is None
+
+
+def test_a_jpeg_that_would_be_held_twice_is_left_to_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(landscape(40, 30), "JPEG")
+    monkeypatch.setattr(plain, "JPEG_PIXELS", 40 * 30)
+    assert reduced(data) is not None
+    monkeypatch.setattr(plain, "JPEG_PIXELS", 40 * 30 - 1)
+    assert reduced(data) is None
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "I;16"])
 def test_a_png_of_other_colours_is_left_to_pillow(mode: str) -> None:
     assert reduced(encoded(landscape(40, 30).convert("L" if mode == "I;16" else "RGB").convert(mode), "PNG")) is None
@@ -103,7 +150,7 @@ def test_an_animated_webp_is_left_to_pillow(frames: int) -> None:
     assert (reduced(data) is None) != still
 
 
-@pytest.mark.parametrize("name", ["JPEG", "GIF", "TIFF", "BMP"])
+@pytest.mark.parametrize("name", ["GIF", "TIFF", "BMP"])
 def test_other_formats_are_left_to_pillow(name: str) -> None:
     assert reduced(encoded(landscape(40, 30), name)) is None
 

@@ -11,7 +11,7 @@ from pictures import EXACT, encoded, landscape, png_chunk, quarters
 from PIL import Image, ImageFile, TiffImagePlugin
 
 from darkroom.errors import PermanentError
-from thumbnailer import decoding
+from thumbnailer import decoding, plain
 from thumbnailer.decoding import Limits, decode, inspect
 from thumbnailer.problems import PictureProblem
 
@@ -49,8 +49,12 @@ def no_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(image: Image.Image) -> None:
         pytest.fail(f"{image.format} was decoded")
 
+    def reduced(name: str, *_: object) -> None:
+        pytest.fail(f"{name} was decoded")
+
     monkeypatch.setattr(ImageFile.ImageFile, "load", load)
     monkeypatch.setattr(TiffImagePlugin.TiffImageFile, "load", load)
+    monkeypatch.setattr(plain, "reduced", reduced)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -201,12 +205,17 @@ def test_a_supported_start_with_nonsense_behind_it_is_refused_as_damaged() -> No
         assert refusal(start + b"nonsense" * 40).slug in {"image-corrupt", "image-truncated"}
 
 
-def test_running_out_of_memory_is_the_pictures_fault_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(image: Image.Image) -> None:
+@pytest.mark.parametrize(
+    ("name", "decoder"), [("BMP", "PIL.ImageFile.ImageFile.load"), ("JPEG", "simplejpeg.decode_jpeg")]
+)
+def test_running_out_of_memory_is_the_pictures_fault_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, name: str, decoder: str
+) -> None:
+    def starve(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
-    problem = refusal(encoded(quarters(), "JPEG"), Limits(memory_bytes=123)).problem
+    monkeypatch.setattr(decoder, starve)
+    problem = refusal(encoded(quarters(), name), Limits(memory_bytes=123)).problem
     assert (problem.slug, problem.limit) == ("image-needs-too-much-memory", 123)
 
 

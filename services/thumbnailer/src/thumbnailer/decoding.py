@@ -259,7 +259,7 @@ def _is_whole(name: str, data: bytes, image: Image.Image) -> bool:
     if name == "PNG":
         is_interlaced = data[28] == 1  # such rows do not come in their order
         return (any(bottom) and not is_interlaced) or containers.has_all_rows(data)
-    if name == "JPEG" and set(bottom[-len(image.getbands()) :]) <= {127, 128}:
+    if name == "JPEG" and set(bottom[-len(image.getbands()) :]) <= plain.LIBJPEG_GREY:
         # More data before the end would change a picture that lacks some; one that has all passes over them.
         end = containers.examine(name, data, 1).end
         return _coarse(data) == _coarse(data[:end] + bytes(range(1, 255)) * 4 + data[end:])

@@ -1,7 +1,9 @@
-"""Plain PNG and WebP files by OpenCV: a PNG without ever holding all of its pixels, a WebP in 0.6 of Pillow's CPU time.
+"""Plain JPEG, PNG and WebP files, decoded straight to arrays, with less CPU time and memory than Pillow takes.
 
-OpenCV never sees the file that was sent, but one that is made of its coded pixels alone: no metadata, no animation.
-What is not plain, or cannot be decoded, is left to Pillow, which then says what is wrong with it.
+A JPEG by the same libjpeg-turbo, without Pillow's copies; a PNG by OpenCV without ever holding all of its pixels; a
+WebP by OpenCV in 0.6 of the time. OpenCV never sees the file that was sent, but one that is made of its coded pixels
+alone: no metadata, no animation. What is not plain, or cannot be decoded without a warning, is left to Pillow, which
+then says what is wrong with it.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Iterator
 
 import cv2
 import numpy as np
+import simplejpeg
 from isal import isal_zlib
 from PIL import Image
 
@@ -20,6 +23,13 @@ from thumbnailer.resampling import picture
 
 # A band and the copies of it that are in hand at once stay in a core's cache.
 BAND_BYTES = 2**18
+
+# A JPEG is decoded to at most this, but for the longest, which are not made smaller: they would be held twice, as an
+# array and as a picture.
+JPEG_PIXELS = 12_000_000
+
+LIBJPEG_GREY = {127, 128}
+"""What libjpeg leaves in every channel of pixels that it has no data for."""
 
 _PNG_COLOUR = {3: 2, 4: 6}
 """A PNG's number for RGB and RGBA, by their channels."""
@@ -35,12 +45,15 @@ class _DamagedError(Exception):
 def reduced(name: str, data: bytes, image: Image.Image, factor: int) -> np.ndarray | None:
     """The pixels averaged over blocks of `factor` x `factor`, RGB or premultiplied RGBa; None: this is for Pillow.
 
-    `data` is a complete container with one frame, `image` what Pillow says of it; no pixel need be loaded. The array is
-    uint8 (height, width, channels).
+    `data` is a complete container with one frame, `image` what Pillow says of it, drafted if it is a JPEG; no pixel
+    need be loaded. The array is uint8 (height, width, channels).
     """
     if image.mode not in ("RGB", "RGBA") or "transparency" in image.info:
         return None
     width, height, channels = *image.size, len(image.mode)
+    if name == "JPEG":
+        pixels = _jpeg(data, (height, width, channels))
+        return None if pixels is None else _averaged(pixels, factor)
     rows = factor * max(1, BAND_BYTES // (width * channels * factor))
     if name == "PNG" and data[24:29] == bytes((8, _PNG_COLOUR[channels], 0, 0, 0)):
         bands = _png_bands(data, (height, width, channels), rows)
@@ -61,6 +74,22 @@ def reduced(name: str, data: bytes, image: Image.Image, factor: int) -> np.ndarr
     except _DamagedError:
         return None
     return made
+
+
+def _jpeg(data: bytes, shape: tuple[int, int, int]) -> np.ndarray | None:
+    """RGB, decoded at that size; None where libjpeg so much as warns, or where the last pixel may be its grey.
+
+    Grey is what it leaves where the data end too early, and not always with a warning.
+    """
+    height, width, _ = shape
+    if width * height > JPEG_PIXELS:
+        return None
+    try:
+        pixels: np.ndarray = simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width)
+    except ValueError:
+        return None
+    is_whole = not set(pixels[-1, -1].tolist()) <= LIBJPEG_GREY
+    return pixels if pixels.shape == shape and is_whole else None
 
 
 def _averaged(pixels: np.ndarray, factor: int) -> np.ndarray:
