@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import mmap
 import struct
 import zlib
 
@@ -11,7 +12,7 @@ import pytest
 from pictures import encoded, exif, landscape, png_chunk
 from PIL import Image
 
-from thumbnailer import containers, plain
+from thumbnailer import containers, libwebp, plain
 
 COLOURS = {2: "RGB", 6: "RGBA"}
 
@@ -155,11 +156,47 @@ def test_other_formats_are_left_to_pillow(name: str) -> None:
     assert reduced(encoded(landscape(40, 30), name)) is None
 
 
-def test_a_webp_that_opencv_cannot_decode_is_left_to_pillow() -> None:
-    data = bytearray(encoded(landscape(40, 30), "WEBP"))
+@pytest.mark.parametrize("lossless", [False, True])
+@pytest.mark.parametrize("mode", COLOURS.values())
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_a_webp_whose_pages_are_given_back_while_it_is_decoded_keeps_its_pixels(
+    monkeypatch: pytest.MonkeyPatch, lossless: bool, mode: str, factor: int
+) -> None:
+    monkeypatch.setattr(libwebp, "HUGE_PAGE_BYTES", mmap.PAGESIZE)
+    monkeypatch.setattr(plain, "BAND_BYTES", 5000)
+    data = encoded(noise(mode, 331, 203), "WEBP", lossless=lossless, method=0)
+    assert np.array_equal(reduced(data, factor), by_pillow(data, factor))
+
+
+@pytest.mark.parametrize(("lossless", "sound"), [(False, 20), (True, 30)])
+def test_a_webp_that_is_damaged_is_left_to_pillow(lossless: bool, sound: int) -> None:
+    data = bytearray(encoded(landscape(40, 30), "WEBP", lossless=lossless))
     image = Image.open(io.BytesIO(data))
-    data[30:] = bytes(len(data) - 30)
+    data[sound:] = bytes(len(data) - sound)
     assert plain.reduced("WEBP", bytes(data), image, 1) is None
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_a_webp_whose_pixels_end_too_early_is_left_to_pillow(lossless: bool, share: float) -> None:
+    data = encoded(noise("RGB", 400, 300), "WEBP", lossless=lossless)
+    image = Image.open(io.BytesIO(data))
+    coded = data[20 : int(len(data) * share)]
+    chunk = data[12:16] + struct.pack("<I", len(coded)) + coded + bytes(len(coded) & 1)
+    cut = b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk
+    assert plain.reduced("WEBP", cut, image, 2) is None
+
+
+def test_a_webp_of_another_size_than_its_header_says_is_left_to_pillow() -> None:
+    image = Image.open(io.BytesIO(encoded(landscape(40, 30), "WEBP")))
+    for size in ((40, 31), (41, 30), (40, 29), (39, 30), (30, 40)):
+        assert plain.reduced("WEBP", encoded(landscape(*size), "WEBP"), image, 1) is None
+
+
+def test_a_webp_is_left_to_pillow_where_libwebp_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(landscape(40, 30), "WEBP")
+    monkeypatch.setattr(libwebp, "_libwebp", lambda: None)
+    assert reduced(data) is None
 
 
 def black_png(rows: bytes) -> bytes:
@@ -188,7 +225,7 @@ def test_a_png_whose_compressed_data_are_damaged_is_left_to_pillow() -> None:
     assert reduced(whole[:33] + png_chunk(b"IDAT", bytes(coded)) + png_chunk(b"IEND", b"")) is None
 
 
-def test_opencv_gets_no_notes_of_a_webp() -> None:
+def test_libwebp_gets_no_notes_of_a_webp() -> None:
     noted = encoded(
         noise("RGBA", 40, 30), "WEBP", lossless=False, exif=exif(orientation=6), icc_profile=b"mine", xmp=b"<x/>"
     )

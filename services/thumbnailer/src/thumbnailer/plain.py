@@ -1,7 +1,7 @@
 """Plain JPEG, PNG and WebP files, decoded straight to arrays, with less CPU time and memory than Pillow takes.
 
-A JPEG by the same libjpeg-turbo, without Pillow's copies; a PNG by OpenCV without ever holding all of its pixels; a
-WebP by OpenCV in 0.6 of the time. OpenCV never sees the file that was sent, but one that is made of its coded pixels
+A JPEG by the same libjpeg-turbo, without Pillow's copies; a PNG and a WebP a few rows at a time, without ever holding
+all of their pixels. OpenCV and libwebp never see the file that was sent, but one that is made of its coded pixels
 alone: no metadata, no animation. What is not plain, or cannot be decoded without a warning, is left to Pillow, which
 then says what is wrong with it.
 """
@@ -18,7 +18,8 @@ import simplejpeg
 from isal import isal_zlib
 from PIL import Image
 
-from thumbnailer import containers
+from thumbnailer import containers, libwebp
+from thumbnailer.libwebp import UndecodableError
 from thumbnailer.resampling import picture
 
 # A band and the copies of it that are in hand at once stay in a core's cache.
@@ -38,10 +39,6 @@ _BLOCK_BYTES = 0xFFFF
 """The longest that a block of zlib's may be."""
 
 
-class _DamagedError(Exception):
-    """The coded pixels of a PNG are not what they should be."""
-
-
 def reduced(name: str, data: bytes, image: Image.Image, factor: int) -> np.ndarray | None:
     """The pixels averaged over blocks of `factor` x `factor`, RGB or premultiplied RGBa; None: this is for Pillow.
 
@@ -58,10 +55,7 @@ def reduced(name: str, data: bytes, image: Image.Image, factor: int) -> np.ndarr
     if name == "PNG" and data[24:29] == bytes((8, _PNG_COLOUR[channels], 0, 0, 0)):
         bands = _png_bands(data, (height, width, channels), rows)
     elif name == "WEBP" and (still := containers.webp_still(data)) is not None:
-        pixels = _decoded(still, (height, width, channels))
-        if pixels is None:
-            return None
-        bands = (_rgb(pixels[top : top + rows]) for top in range(0, height, rows))
+        bands = libwebp.bands(still, (height, width, channels), rows)
     else:
         return None
     made = np.empty((math.ceil(height / factor), math.ceil(width / factor), channels), np.uint8)
@@ -71,7 +65,7 @@ def reduced(name: str, data: bytes, image: Image.Image, factor: int) -> np.ndarr
             small = _averaged(band, factor)
             made[top : top + len(small)] = small
             top += len(small)
-    except _DamagedError:
+    except UndecodableError:
         return None
     return made
 
@@ -116,11 +110,11 @@ def _png_bands(png: bytes, shape: tuple[int, int, int], rows: int) -> Iterator[n
     for top in range(0, height, rows):
         filtered = coded.read(min(rows, height - top) * (1 + width * channels))
         if max(filtered[:: 1 + width * channels]) >= _PNG_FILTERS:
-            raise _DamagedError("a row has a filter that does not exist")
+            raise UndecodableError("a row has a filter that does not exist")
         shape = (bool(above) + min(rows, height - top), width, channels)
         pixels = _decoded(_png(above + filtered, shape), shape)
         if pixels is None:
-            raise _DamagedError(f"its rows from {top} on cannot be decoded")
+            raise UndecodableError(f"its rows from {top} on cannot be decoded")
         pixels = _rgb(pixels[bool(above) :])
         above = b"\0" + pixels[-1].tobytes()
         yield pixels
@@ -141,9 +135,9 @@ class _Inflated:
             try:
                 part = self._inflate.decompress(piece, size)
             except isal_zlib.error as exc:  # type: ignore[misc]  # its stubs take the class for an instance
-                raise _DamagedError(str(exc)) from exc
+                raise UndecodableError(str(exc)) from exc
             if not part and not piece:
-                raise _DamagedError("its pixels end before the last one")
+                raise UndecodableError("its pixels end before the last one")
             parts.append(part)
             size -= len(part)
         return b"".join(parts)
@@ -177,5 +171,5 @@ def _decoded(data: bytes, shape: tuple[int, int, int]) -> np.ndarray | None:
 
 
 def _rgb(pixels: np.ndarray) -> np.ndarray:
-    """BGR as RGB, BGRA as RGBA. For a band at a time: OpenCV would hold a whole picture twice."""
+    """BGR as RGB, BGRA as RGBA."""
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB if pixels.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
