@@ -25,6 +25,7 @@ from gateway.bootstrap import Gateway
 from gateway.grpc.server import listening
 from gateway.main import Server
 from gateway.rest.app import create_app
+from gateway.rest.protocol import BoundedHttpProtocol
 from gateway.settings import GatewaySettings
 
 DECLARED_ELSEWHERE = {404, 405}
@@ -110,7 +111,9 @@ def serving(settings: GatewaySettings) -> Iterator[Served]:
     """A gateway under uvicorn in a thread, gRPC beside REST. Every answer is compared with what OpenAPI declares."""
     app = create_app(settings, partial(listening, grace_s=5))
     port = reserve_port()
-    config = uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, timeout_graceful_shutdown=5)
+    config = uvicorn.Config(
+        app, host="127.0.0.1", port=port, http=BoundedHttpProtocol, log_config=None, timeout_graceful_shutdown=5
+    )
     server = Server(app, config)
     thread = threading.Thread(target=server.run, name="uvicorn", daemon=True)
     thread.start()

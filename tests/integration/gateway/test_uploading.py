@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import hashlib
+import itertools
 import json
 import os
 import socket
@@ -274,6 +275,25 @@ def test_an_unwritable_store_is_503(gateway: Served, photo: bytes, monkeypatch: 
     assert answer.headers["Retry-After"]
     ready = gateway.http.get("/readyz")
     assert (ready.status_code, slug(ready)) == (503, "storage-unavailable")
+
+
+def test_a_body_in_chunks_of_any_size_is_stored_as_it_was_sent(gateway: Served) -> None:
+    """Sent at once, so that many small chunks arrive together before anything is read of them."""
+    photo = picture(1) + bytes(index % 251 for index in range(600_000))
+    form = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\n\r\n' + photo + b"\r\n--b--\r\n"
+    sizes, chunks, start = itertools.cycle([1, 1, 2, 90_000, 1, 300, 7, 20_000, 3]), list[bytes](), 0
+    while piece := form[start : start + next(sizes)]:
+        chunks.append(b"%x\r\n%b\r\n" % (len(piece), piece))
+        start += len(piece)
+    head = b"POST /v1/images HTTP/1.1\r\nHost: darkroom\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n"
+    url = gateway.http.base_url
+    with socket.create_connection((url.host, url.port or 0)) as connection:
+        kind = b"Content-Type: multipart/form-data; boundary=b\r\n\r\n"
+        connection.sendall(b"".join([head, kind, *chunks, b"0\r\n\r\n"]))
+        answer = b"".join(iter(lambda: connection.recv(65_536), b""))
+    assert answer.startswith(b"HTTP/1.1 202 ")
+    (key,) = stored(gateway)
+    assert gateway.parts.store.get(key) == photo
 
 
 def test_a_client_that_hangs_up_leaves_nothing(gateway: Served) -> None:

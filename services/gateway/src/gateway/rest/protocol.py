@@ -48,6 +48,13 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Some of its body is here."""
         self._head_bytes = 0
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            if not cycle.body:
+                # As it came: uvicorn would copy it into a buffer, and out of it again.
+                cycle.body, body = body, b""  # type: ignore[assignment]
+            elif isinstance(cycle.body, bytes):
+                cycle.body = bytearray(cycle.body)  # which grows without being copied whole
         super().on_body(body)
 
     def on_message_complete(self) -> None:
