@@ -98,9 +98,9 @@ class Relay:
                         stop.wait(POLL_S)
                     while not stop.is_set():
                         bell.clear()
-                        is_idle = not work_once(connection)
+                        count = work_once(connection)
                         failures = 0
-                        if is_idle:
+                        if count < BATCH:  # that was all: who has committed more since then has rung again
                             bell.wait(POLL_S)
             except Exception as error:  # a thread that ends would end all events, silently
                 failures += 1
