@@ -72,7 +72,7 @@ def running() -> Iterator[House]:
     """`darkroom up`, until the block ends."""
     with tempfile.TemporaryDirectory(prefix="dr-", ignore_cleanup_errors=True) as name:
         folder, port = Path(name) / "data", reserve_port()
-        command = [Path(sys.executable).with_name("darkroom"), "up", "--data-dir", folder]
+        command = [str(Path(sys.executable).with_name("darkroom")), "up", "--data-dir", str(folder)]
         command += ["--http-port", str(port), "--grpc-port", str(reserve_port())]
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("DARKROOM_", "OTEL_"))}
         up = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)

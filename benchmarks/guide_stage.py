@@ -145,7 +145,7 @@ class Stage:
 
     def ends(self, run: str, count: int, *, within_s: float = DEADLINE_S) -> list[End]:
         """The next that end of a run, in that order; fewer when the time is over."""
-        deadline, found = time.monotonic() + within_s, []
+        deadline, found = time.monotonic() + within_s, list[End]()
         while len(found) < count and (rest_s := deadline - time.monotonic()) > 0:
             if (entry := self._redis.blpop(run, timeout=rest_s)) is not None:
                 found.append(End(*json.loads(entry[1])))

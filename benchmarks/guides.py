@@ -88,14 +88,12 @@ def in_the_request(stage: Stage, options: argparse.Namespace) -> list[Comparison
     try:
         with stage.working(*workers):
             wait_until(lambda: answers(port))
-            ways = {
-                "in the request": partial(upload, "in-request"),
-                "ours: handed to workers": partial(upload, "handed"),
-            }
+            here, handed = "in the request", "ours: handed to workers"
+            ways = {here: partial(upload, "in-request"), handed: partial(upload, "handed")}
             taken = interleaved(ways, options.rounds)
     finally:
         web.stop(grace_s=1)
-    ratio = Ratio("request / workers", *ways)
+    ratio = Ratio("request / workers", here, handed)
     return [
         Comparison.of("Ten 12 MP uploads at once: the middle answer after", "ms", taken, "median", [ratio]),
         Comparison.of("Ten 12 MP uploads at once: the last answer after", "ms", taken, "last", [ratio]),
@@ -274,7 +272,9 @@ def pools(stage: Stage, options: argparse.Namespace) -> list[Comparison]:
             return {"rate": len(work) / stage.do(worker.queues[0], task, work)}
 
         with stage.working(*workers.values()):
-            return interleaved({way: partial(rate, worker) for way, worker in workers.items()} | more, options.rounds)
+            return interleaved(
+                {**{way: partial(rate, worker) for way, worker in workers.items()}, **more}, options.rounds
+            )
 
     def compared(title: str, taken: Rounds) -> Comparison:
         ours = next(way for way in taken if way.startswith("ours"))

@@ -28,7 +28,6 @@ from urllib.parse import unquote, urlsplit
 
 import httpx
 from guide_stage import photos
-from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from rounds import Comparison, Ratio, arguments, cpu_s, interleaved, memory_bytes, publish
 
@@ -202,7 +201,7 @@ def _add_needed(requirement: Requirement, needed: dict[str, Distribution], seen:
             needed[name] = distribution(requirement.name)
             for text in needed[name].requires or []:
                 further = Requirement(text)
-                if further.marker is None or further.marker.evaluate(default_environment() | {"extra": extra}):
+                if further.marker is None or further.marker.evaluate({"extra": extra}):
                     _add_needed(further, needed, seen)
 
 
@@ -252,8 +251,9 @@ def _by_name(rounds: list[dict[str, float]]) -> dict[str, list[float]]:
 def _limited(title: str, unit: str, ways: Mapping[str, list[float]], limit: float) -> Comparison:
     """With the sum of all, beside what was wanted of it."""
     total = [sum(values) for values in zip(*ways.values(), strict=True)]
-    together = {"ours: all together": total, "wanted": [limit] * len(total)}
-    return Comparison(title, unit, dict(ways) | together, [Ratio("all / wanted", *together, at_most=1)])
+    all_of_it, wanted = "ours: all together", "wanted"
+    together = {all_of_it: total, wanted: [limit] * len(total)}
+    return Comparison(title, unit, dict(ways) | together, [Ratio("all / wanted", all_of_it, wanted, at_most=1)])
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ def running(broker: str) -> Iterator[House]:
     with tempfile.TemporaryDirectory(prefix="dr-", ignore_cleanup_errors=True) as name:
         folder, port = Path(name) / "data", reserve_port()
         command = [
-            *(Path(sys.executable).with_name("darkroom"), "up", "--broker", broker, "--data-dir", folder),
+            *(str(Path(sys.executable).with_name("darkroom")), "up", "--broker", broker, "--data-dir", str(folder)),
             *("--http-port", str(port), "--grpc-port", str(reserve_port())),
         ]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("DARKROOM_")}

@@ -32,7 +32,7 @@ ROUNDS, TASKS, WARM_UP = 5, 500, 100
 def cpu_s(process: psutil.Process) -> float:
     """User and system seconds of a process so far."""
     times = process.cpu_times()
-    return times.user + times.system
+    return float(times.user + times.system)
 
 
 def measure(redis: RedisServer, folder: Path, metrics_port: str) -> float:

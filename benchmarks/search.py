@@ -208,6 +208,8 @@ def main() -> None:
         built_s = fill(postgres.dsn, registered(engine), stored)
         with engine.connect() as connection:
             model = vectors.active_model(connection)
+        if model is None:
+            raise RuntimeError("no model is active")
         index = hnswlib.Index("cosine", DIM)
         index.init_index(chosen.vectors, ef_construction=64, M=16)
         index.set_num_threads(os.cpu_count() or 1)
@@ -222,10 +224,10 @@ def main() -> None:
             search = partial(through_database, engine, model, tag)
             ways[f"ours, a tag of {tag}"] = partial(timed, search, queries, exact(stored, queries, every))
         ways["exact scan, NumPy"] = partial(
-            timed, lambda query: np.argsort(-(stored @ query))[:NEAREST], queries, truth
+            timed, lambda query: list(np.argsort(-(stored @ query))[:NEAREST]), queries, truth
         )
         ways["HNSW in process, hnswlib"] = partial(
-            timed, lambda query: index.knn_query(query, NEAREST)[0][0], queries, truth
+            timed, lambda query: list(index.knn_query(query, NEAREST)[0][0]), queries, truth
         )
         ways["ours, text over HTTP, encode included"] = partial(by_text, http)
         interleaved(ways, 1)

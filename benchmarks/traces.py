@@ -110,11 +110,11 @@ def main() -> None:
                 rows, payload = connection.execute(
                     select(func.count(), func.sum(func.octet_length(trace_rows.c.payload)))
                 ).one()
-                on_disk = connection.scalar(select(func.pg_total_relation_size("trace_rows")))
+                on_disk = connection.scalars(select(func.pg_total_relation_size("trace_rows"))).one()
                 speed = f"{rows / took:,.0f} rows/s, {PHOTOS / took:,.0f} photos/s"
                 print(f"writing: {speed}; {cpu / PHOTOS * 1e3:.2f} ms of one core a photo")
                 print(f"kept: {payload / PHOTOS:,.0f} bytes a photo, {on_disk / PHOTOS:,.0f} on disk with indexes")
-                trace_id = connection.scalar(select(trace_rows.c.trace_id).limit(1))
+                trace_id = connection.scalars(select(trace_rows.c.trace_id).limit(1)).one()
                 started = time.monotonic()
                 found = spans_of(read_rows(connection, [trace_id], 1 << 20)[0])
                 print(f"reading one of them: {len(found)} spans in {(time.monotonic() - started) * 1e3:.1f} ms")

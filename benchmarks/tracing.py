@@ -30,6 +30,7 @@ from PIL import Image
 from darkroom.database.engine import migrate, sync_engine
 from darkroom.settings import DatabaseSettings
 from darkroom.telemetry import names, tracing
+from darkroom.telemetry.tracing import Attributes
 from darkroom_cli.servers import ChildProcess, PostgresServer, RedisServer, reserve_port
 
 ROUNDS, PHOTOS = 5, 8
@@ -140,7 +141,7 @@ def spans_alone(endpoint: dict[str, str]) -> None:
             for _ in range(AT_ONCE):
                 with tracing.span("process prepare", {names.IMAGE_SHA256: "a" * 64}):
                     for number in range(SPANS - 1):
-                        attributes = {names.BLOB_KEY: "derived/aa/large.webp", names.BLOB_BYTES: number}
+                        attributes: Attributes = {names.BLOB_KEY: "derived/aa/large.webp", names.BLOB_BYTES: number}
                         with tracing.step("put blob", attributes):
                             pass
             tracing.stop()

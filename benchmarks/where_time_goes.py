@@ -77,11 +77,14 @@ class Watch:
         self._pids = pids
 
     def __enter__(self) -> "Watch":
-        spy = Path(sys.executable).with_name("py-spy")
+        spy = str(Path(sys.executable).with_name("py-spy"))
         options = ["--subprocesses", "--nonblocking", f"--rate={RATE}", "--duration=unlimited", "--format=raw"]
-        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self._spies = [
-            subprocess.Popen([spy, "record", f"--pid={pid}", f"--output={self._files[name]}", *options], **silent)
+            subprocess.Popen(
+                [spy, "record", f"--pid={pid}", f"--output={self._files[name]}", *options],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
             for name, pid in self._pids.items()
         ]
         return self
@@ -108,7 +111,7 @@ def upload(house: House, bodies: Iterable[bytes]) -> list[str]:
     """Ids of photos that were uploaded one by one, from a few clients at once."""
 
     def one(body: bytes) -> str:
-        answer = httpx.post(f"{house.url}/v1/images", files={"file": ("photo.jpg", body)}, timeout=120)
+        answer = httpx.post(f"{house.options.url}/v1/images", files={"file": ("photo.jpg", body)}, timeout=120)
         return str(answer.raise_for_status().json()["images"][0]["id"])
 
     with ThreadPoolExecutor(CLIENTS) as clients:
@@ -117,14 +120,14 @@ def upload(house: House, bodies: Iterable[bytes]) -> list[str]:
 
 def all_ready(house: House) -> bool:
     """Whether nothing is in flight."""
-    return bool(httpx.get(f"{house.url}/v1/ledger", timeout=10).json()["in_flight"] == 0)
+    return bool(httpx.get(f"{house.options.url}/v1/ledger", timeout=10).json()["in_flight"] == 0)
 
 
 def spans(house: House, ids: Iterable[str]) -> dict[str, list[float]]:
     """Milliseconds of every kind of span, one value for each photo that has it."""
     found: dict[str, list[float]] = defaultdict(list)
     for image_id in ids:
-        trace = httpx.get(f"{house.url}/v1/images/{image_id}/trace", timeout=30).json()["traces"][0]
+        trace = httpx.get(f"{house.options.url}/v1/images/{image_id}/trace", timeout=30).json()["traces"][0]
         of_photo: Counter[str] = Counter()
         for span in trace["spans"]:
             of_photo[f"{span['service']}: {span['name']}"] += span["duration_ms"]
@@ -141,7 +144,7 @@ def main() -> None:
     parser.add_argument("--alone", type=int, default=10, help="photos that go through one after the other, for spans")
     parser.add_argument("--stacks", type=Path, help="folder for py-spy's files")
     options = arguments(__doc__, parser)
-    with tempfile.TemporaryDirectory() as name, running() as house:
+    with tempfile.TemporaryDirectory() as name, running(Path(sys.executable).parent) as house:
         folder = Path(name)
         photo = Path(photos(folder, 1, 4000, 3000)[0]).read_bytes()
         upload(house, [variant(photo, f"warm {number}") for number in range(12)])
