@@ -4,7 +4,8 @@
 
 A whole `darkroom up` with default limits, tracing included, is sent 12 MP photos. In turns with it, the pure functions
 alone do the same to one photo in this process: decode, render and describe, and the bundled model on a batch. What the
-processes need beyond that is orchestration: HTTP, hashing, disk, messages, the chord, Redis, rows, traces. With
+processes need beyond that is orchestration: HTTP, hashing, disk, messages, the chord, Redis, rows, traces. What Celery
+needs for the same chord of empty tasks is measured beside it: less than that no orchestration by it can need. With
 `--photos`, that many small photos in a row follow, and the memory of each process is read ten times on the way.
 """
 
@@ -17,9 +18,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,7 @@ from rounds import Comparison, Ratio, arguments, cpu_s, interleaved, memory_byte
 from thumbnails import encoded, ours, pixels
 
 from darkroom.settings import ModelSettings
-from darkroom_cli.servers import reserve_port
+from darkroom_cli.servers import ChildProcess, RedisServer, reserve_port
 from embedder.model import BUNDLED, ClipModel, load_model
 from thumbnailer.decoding import Limits, decode
 from thumbnailer.rendering import render_proxy
@@ -40,6 +41,13 @@ AT_ONCE, UPLOADERS = 24, 4
 """Photos of a round, and connections that bring them."""
 BATCH = 16
 SAMPLES = 10
+
+WORKERS = {
+    "thumbnailer": ["--pool=prefork", f"--concurrency={os.cpu_count() or 1}"],
+    "embedder": ["--pool=solo"],
+    "finalize": ["--pool=threads", "--concurrency=4"],
+}
+"""Of the empty chord, by queue: as the services run."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +125,48 @@ def pure(model: ClipModel, photo: bytes, proxy: bytes) -> Mapping[str, float]:
     return {"rate": 1000 * (os.cpu_count() or 1) / cpu_ms, "cpu": cpu_ms, "pixels": drawn_ms, "model": embedded_ms}
 
 
+@dataclass(frozen=True)
+class EmptyChords:
+    """Workers of the empty chord, and the Redis that is all they know."""
+
+    redis: RedisServer
+    workers: Sequence[ChildProcess]
+
+    def measure(self, rate: float) -> Mapping[str, float]:
+        """A round of as many chords as photos, so many a second: CPU of one, without that of who sends it."""
+        import empty_chord  # connects to where the environment says
+
+        client, message = empty_chord.app.backend.client, {"sha256": "a" * 64, "generation": 1, "recipe": "r1-webp"}
+        pids = [pid for pid in (self.redis.pid, *(worker.pid for worker in self.workers)) if pid is not None]
+        done, before = int(client.get(empty_chord.DONE) or 0), cpu_s(pids)
+        for _ in range(AT_ONCE):
+            empty_chord.prepare.delay(message)
+            time.sleep(1 / rate)
+        while int(client.get(empty_chord.DONE) or 0) < done + AT_ONCE:
+            time.sleep(0.1)
+        return {"cpu": 1000 * (cpu_s(pids) - before) / AT_ONCE}
+
+
+@contextmanager
+def empty_chords() -> Iterator[EmptyChords]:
+    """Celery's own workers for `empty_chord.py`, until the block ends."""
+    with tempfile.TemporaryDirectory(prefix="dr-", ignore_cleanup_errors=True) as name, ExitStack() as ends:
+        redis = RedisServer(Path(name) / "redis")
+        redis.start()
+        ends.callback(redis.stop)
+        os.environ["DARKROOM_BENCH_REDIS"] = redis.url
+        workers = []
+        for queue, options in WORKERS.items():
+            command = [sys.executable, "-m", "celery", "--app", "empty_chord", "worker", "--queues", queue, *options]
+            command += ["--hostname", f"{queue}@empty", "--without-gossip", "--without-mingle", "--loglevel", "ERROR"]
+            environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+            worker = ChildProcess(command, log=Path(name) / f"{queue}.log", env=environment)
+            worker.start()
+            ends.callback(worker.stop)
+            workers.append(worker)
+        yield EmptyChords(redis, workers)
+
+
 def memory_on_the_way(house: House, photos: int) -> dict[str, list[float]]:
     """Megabytes of each process when a tenth of the photos is through, two tenths, and so on."""
     photo, measured = encoded(pixels(800, 600), "JPEG", quality=85), dict[str, list[float]]()
@@ -138,10 +188,13 @@ def main() -> None:
     model = load_model(BUNDLED, ModelSettings(model_device="cpu"))
     photo = encoded(pixels(4000, 3000), "JPEG", quality=90)
     proxy = render_proxy(decode(photo, Limits())).data
-    through, alone = "ours: upload to ready", "limit: pixels and model alone"
-    with running() as house:
+    through, alone, empty = "ours: upload to ready", "limit: pixels and model alone", "Celery alone: empty tasks"
+    with running() as house, empty_chords() as chords:
+        ways: dict[str, Callable[[], Mapping[str, float]]]
         ways = {through: partial(whole, house, photo), alone: partial(pure, model, photo, proxy)}
-        interleaved(ways, 1)
+        rate = interleaved(ways, 1)[through]["rate"][0]
+        ways[empty] = partial(chords.measure, rate)
+        interleaved({empty: ways[empty]}, 1)
         rounds = interleaved(ways, chosen.rounds)
         memory = memory_on_the_way(house, chosen.photos)
     beside = {
@@ -149,6 +202,7 @@ def main() -> None:
         "what is neither pixels nor model": [
             whole_ms - pure_ms for whole_ms, pure_ms in zip(rounds[through]["cpu"], rounds[alone]["cpu"], strict=True)
         ],
+        empty: rounds[empty]["cpu"],
     }
     work = {name: rounds[alone][name] for name in ("pixels", "model")}
     processes = {name: rounds[through][name] for name in house.pids}
@@ -160,7 +214,12 @@ def main() -> None:
             "CPU of a 12 MP photo",
             "ms",
             beside,
-            (Ratio("orchestration / everything", "what is neither pixels nor model", "ours, everything", at_most=0.2),),
+            (
+                Ratio(
+                    "orchestration / everything", "what is neither pixels nor model", "ours, everything", at_most=0.2
+                ),
+                Ratio("orchestration / Celery alone", "what is neither pixels nor model", empty),
+            ),
         ),
         Comparison("CPU of a 12 MP photo by process; pixels and model as measured alone", "ms", work | processes),
         Comparison(f"Memory of each process at tenths of {chosen.photos} photos", "MB", memory),
