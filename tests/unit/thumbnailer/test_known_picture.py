@@ -28,7 +28,7 @@ def redrawn(change: Callable[[Image.Image], Image.Image]) -> Callable[[pytest.Mo
 
         def broken(*arguments: object) -> decoding.Photo:
             photo = decode(*arguments)  # type: ignore[arg-type]
-            return replace(photo, image=change(photo.image))
+            return replace(photo, picture=change(photo.image))
 
         patch.setattr(decoding, "decode", broken)
 

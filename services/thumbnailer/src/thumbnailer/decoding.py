@@ -34,7 +34,7 @@ from PIL import (
 )
 
 from thumbnailer import ceilings, containers, plain, problems
-from thumbnailer.resampling import picture, resample, resampled
+from thumbnailer.resampling import Picture, as_image, picture, resample, resampled
 
 # One picture at a time on one core in each worker process: more threads would only take the neighbours' cores.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
@@ -121,12 +121,12 @@ class Header:
 class Photo:
     """A decoded picture: upright, sRGB, 8 bits a channel, mode RGB or (where a pixel is transparent) RGBA.
 
-    `image` carries no metadata and is at most as large as `large` and `proxy` need it; `width` and `height` are
+    `picture` carries no metadata and is at most as large as `large` and `proxy` need it; `width` and `height` are
     those of the full original, upright. `taken_at` is aware where the camera recorded its offset from UTC, else naive
     in the unknown local time of the place; None where it is missing or broken.
     """
 
-    image: Image.Image
+    picture: Picture
     width: int
     height: int
     format: str
@@ -134,8 +134,12 @@ class Photo:
     taken_at: datetime | None
 
     @property
+    def image(self) -> Image.Image:
+        return as_image(self.picture)
+
+    @property
     def has_alpha(self) -> bool:
-        return self.image.mode == "RGBA"
+        return isinstance(self.picture, Image.Image) and self.picture.mode == "RGBA"
 
 
 def inspect(data: bytes, limits: Limits) -> Header:
@@ -177,11 +181,12 @@ def _decode(data: bytes, limits: Limits) -> Photo:
         if header.format == "JPEG":
             image.draft(None, stored_size)
         profile = image.info.get("icc_profile")
-        image = _to_srgb(_shrink(image, stored_size, header, data), profile)
+        held = _to_srgb(_shrink(image, stored_size, header, data), profile)
     if orientation in TRANSPOSITIONS:
-        image = image.transpose(TRANSPOSITIONS[orientation])
-    image.info = {}
-    return Photo(image, header.width, header.height, header.format, header.frames, _taken_at(exif))
+        held = as_image(held).transpose(TRANSPOSITIONS[orientation])
+    if isinstance(held, Image.Image):
+        held.info = {}
+    return Photo(held, header.width, header.height, header.format, header.frames, _taken_at(exif))
 
 
 def fit(width: int, height: int, long_side: int, short_side: int = 0) -> tuple[int, int]:
@@ -273,8 +278,8 @@ def _coarse(jpeg: bytes) -> bytes:
     return image.tobytes()
 
 
-def _shrink(image: Image.Image, size: tuple[int, int], header: Header, data: bytes) -> Image.Image:
-    """The picture at `size` in 8 bits a channel, mode L, La, RGB, RGBa, CMYK or LAB; alpha is premultiplied.
+def _shrink(image: Image.Image, size: tuple[int, int], header: Header, data: bytes) -> Picture:
+    """The picture at `size`: RGB pixels, or 8 bits a channel, mode L, La, RGB, RGBa, CMYK or LAB, premultiplied.
 
     The picture that it is made of, of which nothing is loaded yet, is used up.
     """
@@ -287,6 +292,8 @@ def _shrink(image: Image.Image, size: tuple[int, int], header: Header, data: byt
         mode = "RGB" if pixels.shape[2] == 3 else "RGBa"
         if is_covered:
             pixels = resampled(pixels, size)
+            if mode == "RGB":
+                return pixels
         reduced = picture(pixels, mode)
     else:
         image.load()
@@ -360,9 +367,11 @@ def _eight_bit(image: Image.Image, values: tuple[float, float]) -> Image.Image:
     return image.convert("RGB")
 
 
-def _to_srgb(image: Image.Image, profile_bytes: bytes | None) -> Image.Image:
+def _to_srgb(held: Picture, profile_bytes: bytes | None) -> Picture:
     """The picture in sRGB, mode RGB, or RGBA where any pixel is not opaque."""
-    alpha = None
+    if isinstance(held, np.ndarray) and not profile_bytes:
+        return held
+    image, alpha = as_image(held), None
     if image.mode in ("La", "RGBa"):
         image = image.convert(image.mode.upper())
         alpha = image.getchannel("A")

@@ -8,6 +8,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
+Picture = Image.Image | np.ndarray
+"""Pillow's, of any mode; or RGB pixels, uint8 (height, width, 3), which take three quarters of that memory."""
+
 # One picture at a time on one core in each worker process: more threads would only take the neighbours' cores.
 cv2.setNumThreads(1)
 
@@ -23,6 +26,18 @@ STRIP_BYTES = 2**18
 _PREMULTIPLIED = {"LA": "La", "RGBA": "RGBa"}
 
 
+def as_image(held: Picture) -> Image.Image:
+    """Pillow's picture: itself, or a copy of the pixels."""
+    return picture(held, "RGB") if isinstance(held, np.ndarray) else held
+
+
+def as_pixels(held: Picture) -> np.ndarray | None:
+    """RGB pixels: themselves, or a copy of Pillow's; None of a picture in another mode."""
+    if isinstance(held, np.ndarray):
+        return held
+    return _pixels(held, "RGB") if held.mode == "RGB" else None
+
+
 def resample(image: Image.Image, size: tuple[int, int], *, used_up: bool = False) -> Image.Image:
     """The picture at `size` (width, height in pixels), which is at most its own; of any mode with 8 bits a channel.
 
@@ -36,7 +51,8 @@ def resample(image: Image.Image, size: tuple[int, int], *, used_up: bool = False
         return image.resize(size, Image.Resampling.BICUBIC)
     if premultiplied := _PREMULTIPLIED.get(image.mode):
         return resample(image.convert(premultiplied), size).convert(image.mode)
-    mode, pixels = image.mode, _pixels(image)
+    mode = image.mode
+    pixels = _pixels(image, "RGBX" if mode == "RGB" and image.width * image.height <= PADDED_PIXELS else mode)
     if used_up:
         image.close()
     pixels = resampled(pixels, size)
@@ -65,12 +81,11 @@ def picture(pixels: np.ndarray, mode: str) -> Image.Image:
     return Image.frombytes(mode, pixels.shape[1::-1], pixels, "raw", raw)
 
 
-def _pixels(image: Image.Image) -> np.ndarray:
-    """A copy of the pixels, uint8, (height, width) or (height, width, channels), of which RGB may have four.
+def _pixels(image: Image.Image, raw: str) -> np.ndarray:
+    """A copy of the pixels, uint8, (height, width) or (height, width, channels), with the channels of a raw mode.
 
     Strip by strip: Pillow hands out a whole picture by way of two copies at once.
     """
-    raw = "RGBX" if image.mode == "RGB" and image.width * image.height <= PADDED_PIXELS else image.mode
     channels = 4 if raw == "RGBX" else len(image.getbands())
     pixels = np.empty((image.height, image.width, channels), np.uint8)
     rows = max(1, STRIP_BYTES // (image.width * channels))
