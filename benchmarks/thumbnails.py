@@ -67,8 +67,9 @@ def encoded(image: Image.Image, encoder: str, **options: object) -> bytes:
 
 def ours(data: bytes) -> Sizes:
     """Everything that Darkroom leaves of a photo, besides the vector."""
-    decoded = decode(data, Limits())
-    del data  # as `prepare` does
+    file = io.BytesIO(data)  # as `prepare` does: the file is let go as soon as it is decoded
+    del data
+    decoded = decode(file, Limits())
     large, proxy = render_large(decoded), render_proxy(decoded)
     source = thumbnail_source(proxy.data, large.data)
     medium, small = render_medium(source), render_small(source)

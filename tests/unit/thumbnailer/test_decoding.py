@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import numpy as np
 import pytest
@@ -321,7 +322,7 @@ def test_a_jpeg_is_decoded_no_larger_than_needed(
 ) -> None:
     seen = []
     shrink = decoding._shrink
-    monkeypatch.setattr(decoding, "_shrink", lambda image, *rest: seen.append(image.size) or shrink(image, *rest))
+    monkeypatch.setattr(decoding, "_shrink", lambda held, *rest: seen.append(held.shape[1::-1]) or shrink(held, *rest))
     decode(encoded(plain("RGB", RED).resize(size), "JPEG"), LIMITS)
     assert seen == [decoded]
 
@@ -378,3 +379,19 @@ def test_decoding_the_same_bytes_again_gives_the_same_pixels() -> None:
 def test_a_decoded_picture_carries_no_metadata() -> None:
     data = encoded(quarters(), "JPEG", exif=exif(orientation=1, taken="2024:05:06 07:08:09"), comment=b"secret")
     assert decode(data, LIMITS).image.info == {}
+
+
+@pytest.mark.parametrize("name", sorted({*EXACT, "JPEG"}))
+def test_a_file_is_let_go_before_its_picture_is_made_smaller(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(landscape(1900, 1300), name)
+    file, was_closed = io.BytesIO(data), []
+    shrink = decoding._shrink
+
+    def watched(*arguments: Any) -> Any:
+        was_closed.append(file.closed)
+        return shrink(*arguments)
+
+    expected = decode(data, LIMITS).image.tobytes()
+    monkeypatch.setattr(decoding, "_shrink", watched)
+    assert decode(file, LIMITS).image.tobytes() == expected
+    assert was_closed == [True]

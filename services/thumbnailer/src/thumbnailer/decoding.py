@@ -34,7 +34,7 @@ from PIL import (
 )
 
 from thumbnailer import ceilings, containers, plain, problems
-from thumbnailer.resampling import Picture, as_image, picture, resample, resampled
+from thumbnailer.resampling import Picture, as_image, resample, resampled
 
 # One picture at a time on one core in each worker process: more threads would only take the neighbours' cores.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
@@ -152,14 +152,15 @@ def inspect(data: bytes, limits: Limits) -> Header:
     return header
 
 
-def decode(data: bytes, limits: Limits) -> Photo:
+def decode(file: bytes | io.BytesIO, limits: Limits) -> Photo:
     """The file's first (or main) picture, upright, in sRGB, at the size that `large` and `proxy` need.
 
-    Raises PictureProblem as `inspect` does, and where the pixels turn out to be truncated or damaged or need more
-    memory than the limit. A process that computes for longer than the limit is killed.
+    A `BytesIO` is used up: closed, and its memory free, as soon as its bytes have been decoded. Raises PictureProblem
+    as `inspect` does, and where the pixels turn out to be truncated or damaged or need more memory than the limit. A
+    process that computes for longer than the limit is killed.
     """
     with _below_the_ceilings(limits):
-        return _decode(data, limits)
+        return _decode(file, limits)
 
 
 @contextmanager
@@ -171,17 +172,25 @@ def _below_the_ceilings(limits: Limits) -> Iterator[None]:
         raise problems.needs_too_much_memory(limits.memory_bytes) from exc
 
 
-def _decode(data: bytes, limits: Limits) -> Photo:
+def _decode(file: bytes | io.BytesIO, limits: Limits) -> Photo:
+    data = file.getvalue() if isinstance(file, io.BytesIO) else file
     header, image, exif = _open(data, limits)
     # TIFF turns itself upright while it loads.
     orientation = 1 if header.format == "TIFF" else header.orientation
     width, height = fit(header.width, header.height, LONG_SIDE, SHORT_SIDE)
-    stored_size = (height, width) if orientation >= 5 else (width, height)
+    size = (height, width) if orientation >= 5 else (width, height)
     with _blaming_the_picture(header.format, (header.width, header.height), limits):
         if header.format == "JPEG":
-            image.draft(None, stored_size)
-        profile = image.info.get("icc_profile")
-        held = _to_srgb(_shrink(image, stored_size, header, data), profile)
+            image.draft(None, size)
+        profile, stored_size = image.info.get("icc_profile"), image.size
+        # Averaging whole blocks first is several times faster than resampling everything, and leaves a ratio below 2.
+        factor = max(1, min(stored_size[0] // size[0], stored_size[1] // size[1]))
+        held = _averaged(image, factor, header, data)
+        del data
+        if isinstance(file, io.BytesIO):
+            file.close()
+        held = _shrink(held, size, (stored_size[0] / factor, stored_size[1] / factor))
+        held = _to_srgb(held, profile)
     if orientation in TRANSPOSITIONS:
         held = as_image(held).transpose(TRANSPOSITIONS[orientation])
     if isinstance(held, Image.Image):
@@ -278,35 +287,27 @@ def _coarse(jpeg: bytes) -> bytes:
     return image.tobytes()
 
 
-def _shrink(image: Image.Image, size: tuple[int, int], header: Header, data: bytes) -> Picture:
-    """The picture at `size`: RGB pixels, or 8 bits a channel, mode L, La, RGB, RGBa, CMYK or LAB, premultiplied.
+def _averaged(image: Image.Image, factor: int, header: Header, data: bytes) -> Picture:
+    """The picture averaged over blocks, as pixels or in 8 bits a channel, mode L, La, RGB, RGBa, CMYK or LAB.
 
     The picture that it is made of, of which nothing is loaded yet, is used up.
     """
-    width, height = image.size
-    # Averaging whole blocks first is several times faster than resampling everything, and leaves a ratio below 2.
-    factor = max(1, min(width // size[0], height // size[1]))
-    is_covered = width % factor == height % factor == 0
-    pixels = plain.reduced(header.format, data, image, factor) if header.frames == 1 else None
-    if pixels is not None:
-        mode = "RGB" if pixels.shape[2] == 3 else "RGBa"
-        if is_covered:
-            pixels = resampled(pixels, size)
-            if mode == "RGB":
-                return pixels
-        reduced = picture(pixels, mode)
-    else:
+    held: Picture | None = plain.reduced(header.format, data, image, factor) if header.frames == 1 else None
+    if held is None:
         image.load()
         if not _is_whole(header.format, data, image):
             raise problems.truncated(header.format, "its pixels end before the last one")
-        reduced = _reduced(image, factor)
-    if reduced is not image:
+        held = _reduced(image, factor)
+    if held is not image:
         image.close()
-    if is_covered:
-        return resample(reduced, size, used_up=True)
-    # The last block of a row or column is a partial one: the box counts only the part that is there.
-    covered = (0, 0, width / factor, height / factor)
-    return reduced.resize(size, Image.Resampling.BICUBIC, box=covered)
+    return held
+
+
+def _shrink(held: Picture, size: tuple[int, int], covered: tuple[float, float]) -> Picture:
+    """The picture at `size`, used up. The last block of a row or column may be a partial one: the rest is covered."""
+    if not all(side.is_integer() for side in covered):
+        return as_image(held).resize(size, Image.Resampling.BICUBIC, box=(0, 0, *covered))
+    return resampled(held, size) if isinstance(held, np.ndarray) else resample(held, size, used_up=True)
 
 
 def _reduced(image: Image.Image, factor: int) -> Image.Image:
@@ -369,7 +370,7 @@ def _eight_bit(image: Image.Image, values: tuple[float, float]) -> Image.Image:
 
 def _to_srgb(held: Picture, profile_bytes: bytes | None) -> Picture:
     """The picture in sRGB, mode RGB, or RGBA where any pixel is not opaque."""
-    if isinstance(held, np.ndarray) and not profile_bytes:
+    if isinstance(held, np.ndarray) and held.shape[2] == 3 and not profile_bytes:
         return held
     image, alpha = as_image(held), None
     if image.mode in ("La", "RGBa"):

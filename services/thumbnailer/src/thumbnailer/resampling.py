@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 Picture = Image.Image | np.ndarray
-"""Pillow's, of any mode; or RGB pixels, uint8 (height, width, 3), which take three quarters of that memory."""
+"""Pillow's, of any mode; or pixels, uint8 (height, width, channels), RGB or RGBa, whose alpha is premultiplied."""
 
 # One picture at a time on one core in each worker process: more threads would only take the neighbours' cores.
 cv2.setNumThreads(1)
@@ -28,13 +28,13 @@ _PREMULTIPLIED = {"LA": "La", "RGBA": "RGBa"}
 
 def as_image(held: Picture) -> Image.Image:
     """Pillow's picture: itself, or a copy of the pixels."""
-    return picture(held, "RGB") if isinstance(held, np.ndarray) else held
+    return picture(held, "RGB" if held.shape[2] == 3 else "RGBa") if isinstance(held, np.ndarray) else held
 
 
 def as_pixels(held: Picture) -> np.ndarray | None:
     """RGB pixels: themselves, or a copy of Pillow's; None of a picture in another mode."""
     if isinstance(held, np.ndarray):
-        return held
+        return held if held.shape[2] == 3 else None
     return _pixels(held, "RGB") if held.mode == "RGB" else None
 
 

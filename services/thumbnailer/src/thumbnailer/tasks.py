@@ -1,5 +1,6 @@
 """The thumbnailer's side of the contracts: load, call a pure function, store, answer."""
 
+import io
 import logging
 import os
 import time
@@ -93,10 +94,9 @@ class Photo:
         if manifest is not None and self._all_there(manifest.large, manifest.proxy):
             self._store.info(original_key)  # raises: a photo without its bytes is never ready
             return Prepared(manifest=manifest_key)
-        data = self._store.get(original_key)
+        file = io.BytesIO(self._store.get(original_key))
         with self._tries.guard(delivery.task_id), within_time(self._soft_limit_s):
-            photo = self._decode(data)
-            del data  # the file is as large as what encoding takes
+            photo = self._decode(file)
             with encoding("large"):
                 large = rendering.render_large(photo, message.recipe.output)
             with encoding("proxy"):
@@ -147,10 +147,10 @@ class Photo:
 
     def prepare_query(self, message: PrepareQuery, delivery: Delivery) -> QueryPrepared:
         """Decodes a search picture to a proxy; what is wrong with it is an answer, not an error."""
-        data = self._store.get(message.source)
+        file = io.BytesIO(self._store.get(message.source))
         try:
             with self._tries.guard(delivery.task_id), within_time(self._soft_limit_s):
-                photo = self._decode(data)
+                photo = self._decode(file)
                 with encoding("proxy"):
                     proxy = rendering.render_proxy(photo)
         except PermanentError as error:
@@ -171,9 +171,10 @@ class Photo:
             self._store.delete(keys.prepared_key(message.sha256, message.recipe))
             raise DamagedRenditionError(f"`large` or the proxy of {message.sha256} is damaged: {error}") from error
 
-    def _decode(self, data: bytes) -> decoding.Photo:
+    def _decode(self, file: io.BytesIO) -> decoding.Photo:
+        """The photo; its file, which may be as large as all that is made of it, is used up."""
         with tracing.step(names.DECODE):
-            return decoding.decode(data, self._limits)
+            return decoding.decode(file, self._limits)
 
     def _keep(self, key: BlobKey, rendition: rendering.Rendition) -> Rendition:
         self._store.put(key, rendition.data)
