@@ -9,8 +9,9 @@ PROTO := shared/src/darkroom/rpc/v1/darkroom.proto
 OUT := shared/src
 
 BENCHMARKS := thumbnails embeddings acknowledgement flow search
+PEERS := build/peers
 
-.PHONY: demo up test chaos check bench bench-large servers proto fuzz clean
+.PHONY: demo up test chaos check bench bench-large bench-peers servers proto fuzz clean
 
 demo: $(VENV)/.installed  ## Start everything on this machine, upload samples, search them. ARGS=--exit ends by itself.
 	$(BIN)/darkroom demo $(ARGS)
@@ -37,6 +38,15 @@ bench: $(VENV)/.installed-bench  ## What it costs, beside others: tables, benchm
 
 bench-large: $(VENV)/.installed-bench  ## Search among 1,000,000 vectors: 8 GB of memory, a quarter of an hour.
 	$(BIN)/python benchmarks/search.py --vectors 1000000 $(ARGS)
+
+# An environment for each: what they need is not what Darkroom needs. 2 GB with torch's CPU build.
+bench-peers: $(VENV)/.installed-bench $(PEERS)/open_clip/.installed $(PEERS)/infinity/.installed  ## Embeddings beside open_clip and infinity.
+	$(BIN)/python benchmarks/embeddings.py --peers $(PEERS) $(ARGS)
+
+$(PEERS)/%/.installed: benchmarks/peers/%.txt | $(VENV)/.python
+	$(BIN)/python -m venv $(PEERS)/$*
+	$(PEERS)/$*/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
 
 proto: $(VENV)/.installed-dev  ## The code that is generated from darkroom.proto, again. OUT=folder writes it elsewhere.
 	$(BIN)/python -m grpc_tools.protoc -I shared/src --python_out=$(OUT) --pyi_out=$(OUT) --grpc_python_out=$(OUT) $(PROTO)
