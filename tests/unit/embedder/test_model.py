@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from random_models import save_clip, save_siglip
 from safetensors.torch import load_file, save_file
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from darkroom.errors import ConfigurationError
@@ -56,6 +57,23 @@ def test_vectors_are_those_of_transformers(folder, model):
         ):
             unit = torch.nn.functional.normalize(expected.pooler_output, dim=-1).numpy()
             np.testing.assert_allclose(vectors, unit, atol=1e-6)
+
+
+def operations(embed, argument):
+    with FlopCounterMode(display=False) as counter:
+        embed(argument)
+    return counter.get_total_flops()
+
+
+def test_of_the_last_layer_only_what_becomes_the_vector_is_computed(tmp_path):
+    model = load_model(str(save_clip(tmp_path)), FLOAT32)
+    network = AutoModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    pixels = np.zeros((2, 3, 32, 32), np.float32)
+    whole = operations(lambda batch: network.get_image_features(pixel_values=batch), torch.from_numpy(pixels))
+    ours = operations(model.embed_pictures, list(pixels))
+    width, inner, tokens = 32, 64, 32 // 8 * 32 // 8 + 1
+    unseen = 2 * len(pixels) * (tokens - 1) * (2 * width * width + 2 * width * inner)  # queries, their output, the MLP
+    assert whole - unseen - ours in range(2 * len(pixels) * tokens * tokens * width * 2)  # and their attention
 
 
 def test_a_batch_gives_what_its_members_give_alone(model, pixels):

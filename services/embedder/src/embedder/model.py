@@ -23,6 +23,7 @@ from darkroom.contracts.messages import ModelReference
 from darkroom.errors import ConfigurationError
 from darkroom.settings import ModelSettings
 from embedder.preprocessing import Pixels, Preprocessing
+from embedder.shortcuts import shorten
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class ClipModel:
                 f"DARKROOM_MODEL={source} lacks {len(loaded['missing_keys'])} weights, such as "
                 f"{min(loaded['missing_keys'])!r}: download it again"
             )
+        shorten(network)
         self._network = network.to(device).eval()
         self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self._tokens = {
