@@ -68,6 +68,17 @@ def test_a_webp_is_decoded_to_the_pixels_that_pillow_finds(
     assert np.array_equal(reduced(data), by_pillow(data))
 
 
+def test_a_webp_that_says_it_has_no_alpha_is_opaque_whatever_it_holds() -> None:
+    data = bytearray(encoded(noise("RGBA", 97, 65), "WEBP", lossless=False, quality=70))
+    assert data[12:16] == b"VP8X"
+    assert data[30:34] == b"ALPH"
+    data[20] &= ~0x10  # where the container says that alpha is coded by itself
+    pixels = reduced(bytes(data))
+    assert pixels is not None
+    assert np.all(pixels[..., 3] == 255)
+    assert np.array_equal(pixels, by_pillow(bytes(data)))
+
+
 @pytest.mark.parametrize("name", ["PNG", "WEBP"])
 @pytest.mark.parametrize("mode", COLOURS.values())
 @pytest.mark.parametrize("size", [(120, 90), (121, 91), (119, 89)], ids=str)

@@ -231,12 +231,14 @@ def _webp(data: bytes) -> Container:
 
 def webp_still(data: bytes) -> bytes | None:
     """A WebP with the picture alone of one whose container is complete; None where that is an animation."""
-    chunks = []
+    chunks, kinds = [], [b"VP8X", b"VP8 ", b"VP8L"]
     for kind, start, length in _webp_chunks(data, 8 + struct.unpack_from("<I", data, 4)[0]):
-        if kind not in (b"VP8X", b"ALPH", b"VP8 ", b"VP8L"):
+        if kind not in kinds:
             continue
         payload = data[start : start + length]
-        if kind == b"VP8X":  # says, among other things, that alpha is coded by itself
+        if kind == b"VP8X":  # says, among other things, whether alpha is coded by itself: if not, none is looked for
+            if payload[0] & _WEBP_ALPHA:
+                kinds.append(b"ALPH")
             payload = bytes([payload[0] & _WEBP_ALPHA]) + payload[1:]
         chunks.append(kind + struct.pack("<I", length) + payload + bytes(length & 1))
         if kind in (b"VP8 ", b"VP8L"):
