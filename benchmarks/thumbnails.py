@@ -158,7 +158,8 @@ def main() -> None:
     if chosen.peak_of:
         _print_peak(chosen.peak_of, chosen.photos)
         return
-    speed, alike, size, peaks = [], [], [], {}
+    speed, alike, size = [], [], []
+    peaks: dict[str, list[float]] = {}
     for name, (width, height, picture_format, options) in PHOTOS.items():
         data = encoded(pixels(width, height), picture_format, **options)
         full = Image.open(io.BytesIO(data)).convert("RGB")
