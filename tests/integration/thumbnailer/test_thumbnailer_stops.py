@@ -9,7 +9,6 @@ from conftest import eventually
 from thumbnailer_bench import PATIENT, Bench, children, picture, running, slow_picture
 
 from darkroom.tries import RUNS_ALONE_FROM
-from darkroom_cli.servers import ChildProcess
 
 
 @pytest.fixture(scope="module", params=["redis", "rabbitmq"])
@@ -45,29 +44,16 @@ def test_a_stop_finishes_what_is_being_decoded_and_hands_back_the_rest(bench: Be
     assert bench.messages("finalize") == []
 
 
-def ignored_exceptions(worker: ChildProcess) -> int:
-    """How often an exception ended nothing but a callback of Python's own."""
-    return worker.log_tail(100_000).count("Exception ignored in")
-
-
 def test_a_child_that_is_told_to_end_gives_its_photo_back_and_no_try_is_counted(bench: Bench) -> None:
     worker = bench.start()
     bench.ready()
     task_id = bench.prepare(bench.keep(slow_picture(seed=1, padding=60_000)))
 
-    killed: tuple[int, ...] = ()
     for _ in range(RUNS_ALONE_FROM + 1):  # as often as would fail a photo that kills its worker
-        pid = bench.child_working_on(task_id, besides=killed)
-        unheard, killed = ignored_exceptions(worker), ()
+        pid = bench.child_working_on(task_id)
         os.kill(pid, signal.SIGTERM)
-        eventually(lambda pid=pid, n=unheard: pid not in children(worker) or ignored_exceptions(worker) > n)
-        if pid in children(worker):
-            # Python only prints what a signal's handler raises within a callback of its own, such as a weakref's. That
-            # child would finish its photo; told again, it ends at once, and one try is counted.
-            os.kill(pid, signal.SIGTERM)
-            eventually(lambda pid=pid: pid not in children(worker))
-            killed = (pid,)
+        eventually(lambda pid=pid: pid not in children(worker))
 
-    bench.child_working_on(task_id, besides=killed)
+    bench.child_working_on(task_id)
     assert bench.messages("finalize") == []
     worker.stop(grace_s=0)
