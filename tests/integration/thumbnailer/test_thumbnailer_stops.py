@@ -9,6 +9,7 @@ from conftest import eventually
 from thumbnailer_bench import PATIENT, Bench, children, picture, running, slow_picture
 
 from darkroom.tries import RUNS_ALONE_FROM
+from thumbnailer.tasks import computed_s
 
 
 @pytest.fixture(scope="module", params=["redis", "rabbitmq"])
@@ -44,6 +45,15 @@ def test_a_stop_finishes_what_is_being_decoded_and_hands_back_the_rest(bench: Be
     assert bench.messages("finalize") == []
 
 
+def wait_for_work(pid: int, seconds: float = 0.5) -> None:
+    """Returns when a process has computed so long from now: a child that has marked a photo is in its decoder then.
+
+    Before, Python may be in a callback of its own, such as a weakref's, and only prints what a handler raises there.
+    """
+    before_s = computed_s(pid) or 0.0
+    eventually(lambda: (computed_s(pid) or 0.0) >= before_s + seconds)
+
+
 def test_a_child_that_is_told_to_end_gives_its_photo_back_and_no_try_is_counted(bench: Bench) -> None:
     worker = bench.start()
     bench.ready()
@@ -51,6 +61,7 @@ def test_a_child_that_is_told_to_end_gives_its_photo_back_and_no_try_is_counted(
 
     for _ in range(RUNS_ALONE_FROM + 1):  # as often as would fail a photo that kills its worker
         pid = bench.child_working_on(task_id)
+        wait_for_work(pid)
         os.kill(pid, signal.SIGTERM)
         eventually(lambda pid=pid: pid not in children(worker))
 
